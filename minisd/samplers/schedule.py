@@ -1,0 +1,180 @@
+"""Noise levels: the table a network was trained on, and the spacings that choose n of its levels to walk down.
+
+A spacing is a plain function `(table, n) -> [Level] * (n + 1)`, noisiest first.  A step and its successor are
+neighbours in that list; nothing is ever computed as "t - steps // n", which is wrong for most spacings.
+"""
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Level(NamedTuple):
+    """One noise level: sigma in `x = x0 + sigma * noise`, and the timestep (maybe fractional) told to the network.
+
+    A pair, because the references disagree on how one follows from the other: a spacing decides, and says both.
+    """
+    sigma: float
+    t: float
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of x at this level for data of unit variance; x / scale is the network's input.
+
+        It is also the way to the variance-preserving x of DDPM (`x / scale`), and `scale * noise` is pure noise.
+        """
+        return math.sqrt(1.0 + self.sigma ** 2)
+
+
+CLEAN = Level(0.0, 0.0)
+Schedule = list[Level]                       # n + 1 levels, strictly falling
+End = Literal["clean", "first"]              # the last level: sigma 0, or the first level the network was trained on
+Betas = Literal["scaled_linear", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class NoiseTable:
+    """The noise levels a network was trained on, sigma[t] for t = 0 … steps - 1; the defaults are Stable Diffusion's.
+
+    `scaled_linear` is linear in sqrt(beta) (latent diffusion), `linear` is DDPM's, `cosine` is Nichol and Dhariwal's
+    (arXiv 2102.09672, eq. 17, beta at most 0.999), which has no use for beta_start and beta_end.
+    """
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+    betas: Betas = "scaled_linear"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(f"betas run from {self.beta_start} to {self.beta_end}: need 0 < beta_start <= beta_end < 1")
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} trained noise levels: need at least 1")
+        if self.betas not in ("scaled_linear", "linear", "cosine"):
+            raise ValueError(f"betas {self.betas!r}: one of 'scaled_linear', 'linear', 'cosine'")
+
+    @property
+    def alphas_cumprod(self) -> Floats:
+        """DDPM's alpha-bar of every trained level, [steps] float64, read-only.  It is 1 / (1 + sigma^2)."""
+        return _alphas_cumprod(self)
+
+    @property
+    def sigmas(self) -> Floats:
+        """Sigma of every trained level, [steps] float64, rising, read-only."""
+        return _sigmas(self)
+
+    def at_t(self, t: float) -> Level:
+        """Level of a timestep; between two trained ones sigma is interpolated linearly (as diffusers does)."""
+        return Level(float(np.interp(t, np.arange(self.steps), self.sigmas)), float(t))
+
+    def at_sigma(self, sigma: float) -> Level:
+        """Level of a sigma; between two trained ones t is interpolated in log sigma (as k-diffusion does)."""
+        if sigma == 0:
+            return CLEAN
+        t = np.interp(math.log(sigma), np.log(self.sigmas), np.arange(self.steps))
+        return Level(float(sigma), float(t))
+
+
+@lru_cache(maxsize=32)
+def _alphas_cumprod(table: NoiseTable) -> Floats:
+    result: Floats = np.cumprod(1.0 - _betas(table))
+    result.setflags(write=False)
+    return result
+
+
+@lru_cache(maxsize=32)
+def _sigmas(table: NoiseTable) -> Floats:
+    alphas_cumprod = table.alphas_cumprod
+    result: Floats = np.sqrt((1.0 - alphas_cumprod) / alphas_cumprod)
+    result.setflags(write=False)
+    return result
+
+
+def _betas(table: NoiseTable) -> Floats:
+    if table.betas == "linear":
+        return np.linspace(table.beta_start, table.beta_end, table.steps)
+    if table.betas == "scaled_linear":
+        return np.linspace(table.beta_start ** 0.5, table.beta_end ** 0.5, table.steps) ** 2
+    alpha_bar = np.cos((np.arange(table.steps + 1) / table.steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+# ---------------------------------------------------------------- spacings
+class Spacing(Protocol):
+    """Chooses n levels of a table and ends them; n is 1 … table.steps."""
+    def __call__(self, table: NoiseTable, n: int, *, last: End = "clean") -> Schedule: ...
+
+
+def leading(table: NoiseTable, n: int, *, last: End = "clean", offset: int = 1, spare: int = 0) -> Schedule:
+    """Whole multiples of steps // n, plus offset: what DDIM and PNDM use in Stable Diffusion.
+
+    It never reaches the noisiest level (n = 1 starts at t = 1!): see `trailing`.  `spare` points more are placed and
+    the cleanest `spare` dropped (diffusers' DPM-Solver: 1).  With n = steps there is no room for an offset.
+    """
+    _check(table, n)
+    spare = min(spare, table.steps - n)
+    ratio = table.steps // (n + spare)
+    top = (n + spare - 1) * ratio
+    offset = min(offset, table.steps - 1 - top)
+    return _ended(table, (table.at_t(top - i * ratio + offset) for i in range(n)), last)
+
+
+def linspace(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
+    """Evenly from the noisiest timestep to the cleanest, not rounded (k-diffusion's and Euler's)."""
+    _check(table, n)
+    return _ended(table, (table.at_t(t) for t in np.linspace(table.steps - 1, 0, n)), last)
+
+
+def linspace_rounded(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
+    """DPM-Solver's: n + 1 points rounded to trained timesteps, of which the cleanest is dropped.
+
+    With n = steps rounded points would collide, so all the trained levels are walked.
+    """
+    _check(table, n)
+    points = np.linspace(0, table.steps - 1, n + 1).round()[:0:-1] if n < table.steps else np.arange(n)[::-1]
+    return _ended(table, (table.at_t(t) for t in points), last)
+
+
+def trailing(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
+    """Counted down from the noisiest timestep (Lin et al., arXiv 2305.08891, table 2): right for very few steps."""
+    _check(table, n)
+    points = np.round(table.steps - np.arange(n) * (table.steps / n)) - 1
+    return _ended(table, (table.at_t(t) for t in points), last)
+
+
+def karras(table: NoiseTable, n: int, *, last: End = "clean", rho: float = 7.0, rounded: bool = False) -> Schedule:
+    """Evenly in sigma^(1 / rho) (Karras et al., arXiv 2206.00364, eq. 5): dense near the picture.
+
+    `rounded` tells the network whole timesteps, as diffusers' DPM-Solver does; sigma stays exact.
+    """
+    _check(table, n)
+    low, high = table.sigmas[0] ** (1 / rho), table.sigmas[-1] ** (1 / rho)
+    levels = [table.at_sigma((high + f * (low - high)) ** rho) for f in np.linspace(0, 1, n)]
+    if rounded:
+        levels = [level._replace(t=float(round(level.t))) for level in levels]
+    return _ended(table, levels, last)
+
+
+def exponential(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
+    """Evenly in log sigma."""
+    _check(table, n)
+    low, high = np.log(table.sigmas[[0, -1]])
+    return _ended(table, (table.at_sigma(sigma) for sigma in np.exp(np.linspace(high, low, n))), last)
+
+
+def _check(table: NoiseTable, n: int) -> None:
+    if not 1 <= n <= table.steps:
+        raise ValueError(f"{n} steps over {table.steps} trained noise levels: need 1 to {table.steps}")
+
+
+def _ended(table: NoiseTable, levels: Iterable[Level], last: End) -> Schedule:
+    """Append the end.  Where the spacing itself has come down to the first trained level, only CLEAN is below it."""
+    levels = list(levels)
+    first = table.at_t(0)
+    above = levels[-1].sigma > first.sigma * (1 + 1e-9)          # Karras returns to it but for rounding
+    return [*levels, first if last == "first" and above else CLEAN]
