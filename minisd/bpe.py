@@ -1,0 +1,114 @@
+"""Byte-pair encoding of one word with CLIP's merges (Sennrich et al. 2016, arXiv 1508.07909, over bytes).
+
+Ids 0 to 255 are the bytes, 256 to 511 the same bytes at the end of a word, 512 + n is what the n-th merge makes.
+"""
+
+import gzip
+import hashlib
+from functools import cache
+from heapq import heapify, heappop, heappush
+from importlib import resources
+from itertools import pairwise
+from typing import NamedTuple
+
+from minisd.errors import BAD_FILE, MinisdError
+
+MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+BYTES = 256
+MOST_MERGES = 48894  # the list goes on, but CLIP was trained with these
+
+
+class Table(NamedTuple):
+    """What each id spells (a space ends a word), which pair of ids makes which id, and the pair behind an id."""
+
+    spelling: list[bytes]
+    merged: dict[tuple[int, int], int]
+    halves: dict[int, tuple[int, int]]
+
+
+def byte_letters() -> dict[int, str]:
+    """Byte -> its letter in the merge list, in the order of ids: printable bytes are themselves and come first."""
+    printable = [byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)]
+    others = [byte for byte in range(BYTES) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(BYTES + n) for n, byte in enumerate(others)}
+
+
+BYTE_ID = {byte: i for i, byte in enumerate(byte_letters())}
+
+
+def read_merges(data: bytes, count: int) -> list[str]:
+    """The first `count` merges, best first, each two spellings and a space; the file must be CLIP's own."""
+    if hashlib.sha256(data).hexdigest() != MERGES_SHA256:
+        raise MinisdError(
+            what="the tokenizer's merge list is damaged",
+            where=f"minisd/assets/{MERGES_FILE}",
+            why=f"it is not CLIP's: {len(data):,} bytes of 1,356,917, sha256 not {MERGES_SHA256[:16]}…",
+            remedy="install minisd again",
+            code=BAD_FILE,
+        )
+    lines = gzip.decompress(data).decode("utf-8").split("\n", count + 1)
+    return lines[1 : count + 1]  # the first line is a version
+
+
+@cache
+def load_table(merges: int) -> Table:
+    """The vocabulary of the first `merges` merges; read once per process."""
+    data = (resources.files("minisd") / "assets" / MERGES_FILE).read_bytes()
+    letters = list(byte_letters().values())
+    ids = {spelled: i for i, spelled in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
+    spelling = [bytes([byte]) for byte in BYTE_ID]
+    spelling += [one + b" " for one in spelling]
+    merged = {}
+    for token, line in enumerate(read_merges(data, merges), start=len(ids)):
+        left, right = line.split()
+        merged[ids[left], ids[right]] = token
+        spelling.append(spelling[ids[left]] + spelling[ids[right]])
+        ids[left + right] = token
+    return Table(spelling, merged, {token: pair for pair, token in merged.items()})
+
+
+def word_ids(word: bytes) -> list[int]:
+    """The ids of a word's bytes before any merge."""
+    ids = [BYTE_ID[byte] for byte in word]
+    ids[-1] += BYTES
+    return ids
+
+
+def merge(ids: list[int], table: Table) -> list[int]:
+    """Apply the merges to one word, best first and from left to right; n log n, however long the word.
+
+    A token is learnt after its halves, so a merge only makes pairs worse than itself: each is visited once.
+    """
+    ids, end = ids[:], len(ids)
+    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    places: dict[int, list[int]] = {}  # token -> where the left half of such a pair stood when it was seen
+    for i, pair in enumerate(pairwise(ids)):
+        if pair in table.merged:
+            places.setdefault(table.merged[pair], []).append(i)
+    order = list(places)
+    heapify(order)
+
+    def note(i: int, j: int) -> None:
+        token = table.merged.get((ids[i], ids[j]), -1)
+        if token in places:
+            places[token].append(i)
+        elif token >= 0:
+            places[token] = [i]
+            heappush(order, token)
+
+    while order:
+        token = heappop(order)
+        left, right = table.halves[token]
+        for i in sorted(places.pop(token)):
+            j = after[i]
+            if ids[i] != left or j == end or ids[j] != right:
+                continue  # a neighbour was merged away in the meantime
+            ids[i], ids[j] = token, -1
+            after[i] = after[j]
+            if before[i] >= 0:
+                note(before[i], i)
+            if after[i] < end:
+                before[after[i]] = i
+                note(i, after[i])
+    return [token for token in ids if token >= 0]
