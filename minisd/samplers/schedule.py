@@ -82,7 +82,7 @@ class NoiseTable:
 
 @lru_cache(maxsize=32)
 def _alphas_cumprod(table: NoiseTable) -> Floats:
-    result: Floats = np.cumprod(1.0 - _betas(table))
+    result = np.cumprod(1.0 - _betas(table), dtype=np.float64)
     result.setflags(write=False)
     return result
 
@@ -100,7 +100,7 @@ def _betas(table: NoiseTable) -> Floats:
         return np.linspace(table.beta_start, table.beta_end, table.steps)
     if table.betas == "scaled_linear":
         return np.linspace(table.beta_start ** 0.5, table.beta_end ** 0.5, table.steps) ** 2
-    alpha_bar = np.cos((np.arange(table.steps + 1) / table.steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    alpha_bar: Floats = np.cos((np.arange(table.steps + 1) / table.steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
@@ -124,26 +124,29 @@ def leading(table: NoiseTable, n: int, *, last: End = "clean", offset: int = 1, 
     return _ended(table, (table.at_t(top - i * ratio + offset) for i in range(n)), last)
 
 
-def linspace(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
-    """Evenly from the noisiest timestep to the cleanest, not rounded (k-diffusion's and Euler's)."""
+def linspace(table: NoiseTable, n: int, *, last: End = "clean", rounded: bool = False, spare: int = 0) -> Schedule:
+    """Evenly from the noisiest timestep to the cleanest (k-diffusion's and Euler's); whole timesteps if `rounded`.
+
+    `spare` points more are placed and the cleanest `spare` dropped, as far as there are trained levels for them.
+    """
     _check(table, n)
-    return _ended(table, (table.at_t(t) for t in np.linspace(table.steps - 1, 0, n)), last)
+    top = table.steps - 1
+    count = min(n + spare, table.steps)
+    # Counted upwards and turned round, so that halves round as they do in the references; one point is the noisiest.
+    points = np.linspace(0, top, count)[::-1][:n] if count > 1 else np.array([top])
+    return _ended(table, (table.at_t(t) for t in (points.round() if rounded else points)), last)
 
 
 def linspace_rounded(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
-    """DPM-Solver's: n + 1 points rounded to trained timesteps, of which the cleanest is dropped.
-
-    With n = steps rounded points would collide, so all the trained levels are walked.
-    """
-    _check(table, n)
-    points = np.linspace(0, table.steps - 1, n + 1).round()[:0:-1] if n < table.steps else np.arange(n)[::-1]
-    return _ended(table, (table.at_t(t) for t in points), last)
+    """DPM-Solver's: n + 1 points rounded to trained timesteps, of which the cleanest is dropped."""
+    return linspace(table, n, last=last, rounded=True, spare=1)
 
 
 def trailing(table: NoiseTable, n: int, *, last: End = "clean") -> Schedule:
     """Counted down from the noisiest timestep (Lin et al., arXiv 2305.08891, table 2): right for very few steps."""
     _check(table, n)
-    points = np.round(table.steps - np.arange(n) * (table.steps / n)) - 1
+    # Halves round as in the references; their arange sometimes yields a point too many (n = 61: timestep -1).
+    points = np.arange(table.steps, 0, -table.steps / n)[:n].round() - 1
     return _ended(table, (table.at_t(t) for t in points), last)
 
 
