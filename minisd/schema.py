@@ -1,0 +1,63 @@
+"""Dictionaries, as read from TOML or JSON, to frozen dataclasses: strict, with every fault named by its place."""
+
+import json
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cattrs import Converter, transform_error
+from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
+
+from minisd.errors import USAGE, MinisdError
+
+T = TypeVar("T")
+STRICT = Converter(forbid_extra_keys=True)
+
+
+def strictly(kind: type) -> Any:
+    """A number or word must already be of its kind: no "4" for 4, no True for 1; a whole number may stand for a float."""
+    def check(value: Any, _: type) -> Any:
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+        raise ValueError(f"{value!r} is not a {kind.__name__}")
+    return check
+
+
+for scalar in (int, float, bool, str):
+    STRICT.register_structure_hook(scalar, strictly(scalar))
+
+
+def read(cls: type[T], data: Any, where: str) -> T:
+    """A dataclass from plain data; `where` names the source in the error that lists all faults."""
+    try:
+        return STRICT.structure(data, cls)
+    except BaseValidationError as fault:
+        faults = transform_error(fault, path="", format_exception=explain)
+        raise MinisdError(f"not a valid {cls.__name__}", where, "; ".join(faults[:5]),
+                          "correct the named entries", USAGE) from fault
+
+
+def explain(fault: BaseException, _: type | None) -> str:
+    """One fault in words; for an unknown entry, the known ones that look like it."""
+    if isinstance(fault, ForbiddenExtraKeysError):
+        known = list(getattr(fault.cl, "__dataclass_fields__", ()))
+        close = [match for name in fault.extra_fields for match in get_close_matches(name, known, n=1)]
+        hint = f" (did you mean {', '.join(close)}?)" if close else ""
+        return f"unknown entry {', '.join(sorted(fault.extra_fields))}{hint}"
+    if isinstance(fault, KeyError):
+        return f"missing entry {fault}"
+    return str(fault)
+
+
+def read_file(cls: type[T], path: Path) -> T:
+    """A dataclass from a .toml or .json file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as fault:
+        raise MinisdError(f"cannot read {path.name}", str(path), fault.strerror or str(fault), "check the path") from fault
+    except ValueError as fault:  # TOMLDecodeError and JSONDecodeError, both with line and column
+        raise MinisdError(f"{path.name} is not valid {path.suffix[1:].upper()}", str(path), str(fault),
+                          "correct the file", USAGE) from fault
+    return read(cls, data, str(path))
