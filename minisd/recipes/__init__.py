@@ -1,0 +1,1 @@
+"""Published experiments: TOML recipes and the programs that prepare their data."""
