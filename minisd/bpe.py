@@ -1,6 +1,6 @@
 """Byte-pair encoding of one word with CLIP's merges (Sennrich et al. 2016, arXiv 1508.07909, over bytes).
 
-Ids 0 to 255 are the bytes, 256 to 511 the same bytes at the end of a word, 512 + n is what the n-th merge makes.
+Ids 0 to 255 are the bytes, 256 to 511 the same bytes ending a word, 512 + n is what the n-th merge makes.
 """
 
 import gzip
@@ -20,7 +20,7 @@ MOST_MERGES = 48894  # the list goes on, but CLIP was trained with these
 
 
 class Table(NamedTuple):
-    """What each id spells (a space ends a word), which pair of ids makes which id, and the pair behind an id."""
+    """What each id spells (a space ends a word), which pair of ids makes which id, and its inverse."""
 
     spelling: list[bytes]
     merged: dict[tuple[int, int], int]
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 def byte_letters() -> dict[int, str]:
-    """Byte -> its letter in the merge list, in the order of ids: printable bytes are themselves and come first."""
+    """Byte -> its letter in the merge list, in order of ids: printable bytes are themselves and first."""
     printable = [byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)]
     others = [byte for byte in range(BYTES) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(BYTES + n) for n, byte in enumerate(others)}
@@ -80,21 +80,21 @@ def merge(ids: list[int], table: Table) -> list[int]:
 
     A token is learnt after its halves, so a merge only makes pairs worse than itself: each is visited once.
     """
-    ids, end = ids[:], len(ids)
-    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    find, end = table.merged.get, len(ids)
+    ids = [*ids, -1]  # merges with nothing; the neighbour after the last, and at index -1 before the first
+    before, after = list(range(-1, end)), list(range(1, end + 2))
     places: dict[int, list[int]] = {}  # token -> where the left half of such a pair stood when it was seen
-    for i, pair in enumerate(pairwise(ids)):
-        if pair in table.merged:
-            places.setdefault(table.merged[pair], []).append(i)
+    for i, token in enumerate(map(find, pairwise(ids))):
+        if token is not None:
+            places.setdefault(token, []).append(i)
     order = list(places)
     heapify(order)
 
-    def note(i: int, j: int) -> None:
-        token = table.merged.get((ids[i], ids[j]), -1)
+    def note(token: int, place: int) -> None:
         if token in places:
-            places[token].append(i)
-        elif token >= 0:
-            places[token] = [i]
+            places[token].append(place)
+        else:
+            places[token] = [place]
             heappush(order, token)
 
     while order:
@@ -102,13 +102,13 @@ def merge(ids: list[int], table: Table) -> list[int]:
         left, right = table.halves[token]
         for i in sorted(places.pop(token)):
             j = after[i]
-            if ids[i] != left or j == end or ids[j] != right:
+            if ids[i] != left or ids[j] != right:
                 continue  # a neighbour was merged away in the meantime
+            h, k = before[i], after[j]
             ids[i], ids[j] = token, -1
-            after[i] = after[j]
-            if before[i] >= 0:
-                note(before[i], i)
-            if after[i] < end:
-                before[after[i]] = i
-                note(i, after[i])
+            after[i], before[k] = k, i
+            if (made := find((ids[h], token))) is not None:
+                note(made, h)
+            if (made := find((token, ids[k]))) is not None:
+                note(made, i)
     return [token for token in ids if token >= 0]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 import ftfy
-import regex  # type: ignore[import-untyped]
+import regex
 
 from minisd.bpe import BYTES, MOST_MERGES, load_table, merge, word_ids
 from minisd.errors import USAGE, MinisdError
@@ -51,7 +51,7 @@ def _refused(what: str, allowed: str) -> MinisdError:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. A smaller `vocab_size` than CLIP's keeps the first merges; start and end stay last.
+    """Text to ids and back. A smaller `vocab_size` keeps the first merges; start and end are last.
 
     `pad` is what fills a window after its end: the end token again (SD1), or id 0 (SD2's OpenCLIP).
     """
