@@ -52,7 +52,7 @@ class NoiseTable:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta_start <= self.beta_end < 1.0:
-            raise ValueError(f"betas run from {self.beta_start} to {self.beta_end}: need 0 < beta_start <= beta_end < 1")
+            raise ValueError(f"betas from {self.beta_start} to {self.beta_end}: need 0 < beta_start <= beta_end < 1")
         if self.steps < 1:
             raise ValueError(f"{self.steps} trained noise levels: need at least 1")
         if self.betas not in ("scaled_linear", "linear", "cosine"):
