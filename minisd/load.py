@@ -1,0 +1,200 @@
+"""A native model folder: `config.json` and one safetensors file per part, all that is needed to draw with it.
+
+Parts are `unet`, `vae`, `text` (`text_2` for a second encoder) and, where it is shipped, `vision`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
+from minisd import schema
+from minisd.clip import CLIPText, CLIPVision
+from minisd.config import ModelConfig
+from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
+from minisd.unet import UNet
+from minisd.vae import VAE
+
+CONFIG = "config.json"
+SHOWN_KEYS = 10
+LFS_POINTER = b"version https://git-lfs"
+Shapes = Mapping[str, tuple[int, ...]]
+NOTHING: Mapping[str, str] = MappingProxyType({})
+RANDOM = {init.normal_, init.uniform_, init.kaiming_uniform_}
+
+
+class Blank(TorchFunctionMode):
+    """Modules built under it, on the meta device, are left without initial values.
+
+    Drawing them would be wasted, and the meta device's random functions import torch's compiler: 1.4 s.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if func in RANDOM:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def parts(cfg: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
+    """The parts that a model of this config has, and how to build each."""
+    made: dict[str, Callable[[], nn.Module]] = {"unet": partial(UNet, cfg.unet), "vae": partial(VAE, cfg.vae)}
+    for n, text in enumerate(cfg.text, start=1):
+        made["text" if n == 1 else f"text_{n}"] = partial(CLIPText, text)
+    if cfg.vision is not None:
+        made["vision"] = partial(CLIPVision, cfg.vision)
+    return made
+
+
+def save(folder: str | Path, cfg: ModelConfig, modules: Mapping[str, nn.Module],
+         dtype: torch.dtype = torch.float16, metadata: Mapping[str, str] = NOTHING) -> None:
+    """Write some or all parts of a model; `metadata` goes into every safetensors file.
+
+    Everything is written and synchronised under a temporary name first: a kill leaves no half-written model.
+    """
+    folder = Path(folder).absolute()
+    known = parts(cfg)
+    unknown = [name for name in modules if name not in known]
+    if unknown:
+        raise MinisdError(f"no part named {', '.join(unknown)}", str(folder),
+                          f"the config has {', '.join(known)}", code=USAGE)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        (fresh / CONFIG).write_text(json.dumps(asdict(cfg), indent=1) + "\n", encoding="utf-8")
+        for name, module in modules.items():
+            tensors = _narrowed(module, dtype, name)
+            save_file(tensors, fresh / f"{name}.safetensors", {"format": "pt", **metadata})
+        for path in [*fresh.iterdir(), fresh]:
+            _sync(path)
+        _put_in_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.device = "cpu",
+                 dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """The config and the parts asked for; parameters are as trainable as freshly built ones."""
+    folder = Path(folder)
+    cfg = read_config(folder)
+    known, modules = parts(cfg), {}
+    for name in names:
+        if name not in known:
+            raise MinisdError(f"the model has no part {name!r}", str(folder),
+                              f"its config has {', '.join(known)}")
+        with torch.device("meta"), Blank():       # shapes only: the file's weights are assigned, not copied
+            module = known[name]()
+        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        module.load_state_dict(_tensors(folder / f"{name}.safetensors", wanted, device, dtype), assign=True)
+        modules[name] = module.eval()
+    return cfg, modules
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a model folder, strictly read."""
+    try:
+        return schema.read(ModelConfig, _read_json(folder), str(folder / CONFIG))
+    except MinisdError as error:
+        error.code = BAD_FILE                     # a recipe would be the user's own words, this is a file
+        raise
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise MinisdError("no such model folder" if not folder.exists() else "not a folder", str(folder),
+                          remedy=f"give a folder with {CONFIG} and the safetensors files beside it")
+    if not path.is_file():
+        raise MinisdError(f"no {CONFIG} in the model folder", str(folder),
+                          remedy="give a folder that minisd has written")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MinisdError("the model's config is not JSON", str(path), str(error)[:200]) from error
+    if not isinstance(data, dict):
+        raise MinisdError("the model's config is not a JSON object", str(path))
+    return data
+
+
+def _tensors(path: Path, wanted: Shapes, device: str | torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a file, memory-mapped, once its header has been found to hold exactly what is wanted."""
+    _check_file(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            keys = list(file.keys())
+            _check_shapes({key: tuple(file.get_slice(key).get_shape()) for key in keys}, wanted, path)
+            return {key: _floats(file.get_tensor(key), key, path).to(device, dtype) for key in wanted}
+    except (SafetensorError, OSError) as error:
+        raise MinisdError("the weights cannot be read: the file is damaged or cut off", str(path),
+                          str(error)[:200], "copy or download it again") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise MinisdError("a part of the model is missing", str(path), remedy="copy the whole folder")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise MinisdError("the file is a Git LFS pointer, not the weights", str(path),
+                              remedy="run: git lfs pull")
+
+
+def _check_shapes(found: Shapes, wanted: Shapes, path: Path) -> None:
+    faults = [f"missing {key}" for key in wanted if key not in found]
+    faults += [f"unknown {key}" for key in found if key not in wanted]
+    faults += [f"{key} is {list(found[key])}, should be {list(shape)}"
+               for key, shape in wanted.items() if key in found and found[key] != shape]
+    if faults:
+        more = f" … and {len(faults) - SHOWN_KEYS} more" if len(faults) > SHOWN_KEYS else ""
+        raise MinisdError(f"{len(faults)} tensors do not fit the model of {CONFIG}", str(path),
+                          "; ".join(faults[:SHOWN_KEYS]) + more,
+                          "use the config that was written with these weights")
+
+
+def _floats(tensor: Tensor, key: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point():
+        raise MinisdError("weights are not floating-point numbers", str(path), f"{key} is {tensor.dtype}")
+    return tensor
+
+
+def _narrowed(module: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tensor]:
+    state = module.state_dict()
+    tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in state.items()}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise MinisdError("weights that are not finite are never saved", f"{name}: {key}",
+                              f"in {dtype} it holds NaN or infinity", code=NUMERICAL)
+    return tensors
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename; a folder that stands there steps aside first, and is deleted last."""
+    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
