@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from minisd.errors import MinisdError
-from minisd.recipes import emoji_data
+from minisd.recipes import emoji_captions, emoji_data, emoji_pictures
 from minisd.recipes import emoji_words as words
-from minisd.recipes.emoji_data import Emoji
+from minisd.recipes.emoji_captions import Emoji
 
 APPLE = Emoji("red apple", "1f34e", "food-drink", "food-fruit", ("apple", "fruit", "red", "rare"))
 COMMON = Counter(fruit=20, apple=9, red=12, rare=1)
 
 
 def test_captions_say_the_plain_things_first() -> None:
-    said = emoji_data.captions(APPLE, "3d", COMMON)
+    said = emoji_captions.captions(APPLE, "3d", COMMON)
     assert said[:2] == ["red apple, 3d", "a red apple, 3d"]
     assert {"a 3d emoji of a red apple", "a red apple", "red apple, fruit, 3d"} <= set(said)
     assert not any("rare" in caption for caption in said), "a rare tag is no category"
@@ -25,15 +25,15 @@ def test_captions_say_the_plain_things_first() -> None:
 
 
 def test_style_is_said_in_the_words_of_a_user() -> None:
-    assert emoji_data.captions(APPLE, "noto", COMMON)[0] == "red apple, cartoon"
-    assert emoji_data.captions(APPLE, "modern", COMMON)[0] == "red apple, gradient"
+    assert emoji_captions.captions(APPLE, "noto", COMMON)[0] == "red apple, cartoon"
+    assert emoji_captions.captions(APPLE, "modern", COMMON)[0] == "red apple, gradient"
 
 
 def test_captions_know_the_everyday_word_and_the_skin() -> None:
     car = Emoji("automobile", "1f697", "travel-places", "transport-ground")
     hand = Emoji("raised hand", "270b-1f3fd", "people-body", "hand-fingers-open", tone="medium")
-    assert emoji_data.captions(car, "flat", COMMON)[2] == "a car, flat"
-    assert emoji_data.captions(hand, "flat", COMMON)[1] == "a raised hand with medium skin, flat"
+    assert emoji_captions.captions(car, "flat", COMMON)[2] == "a car, flat"
+    assert emoji_captions.captions(hand, "flat", COMMON)[1] == "a raised hand with medium skin, flat"
 
 
 @pytest.mark.parametrize(
@@ -57,30 +57,37 @@ def test_captions_know_the_everyday_word_and_the_skin() -> None:
     ],
 )
 def test_articles(label: str, said: str) -> None:
-    assert emoji_data.with_article(label, label) == said
+    assert emoji_captions.with_article(label, label) == said
 
 
 def test_people_are_spoken_of_as_people() -> None:
-    assert emoji_data.spoken("man: red hair") == "man with red hair"
-    assert emoji_data.spoken("woman: bald") == "bald woman"
-    assert emoji_data.spoken("man’s shoe") == "man's shoe"
+    assert emoji_captions.spoken("man: red hair") == "man with red hair"
+    assert emoji_captions.spoken("woman: bald") == "bald woman"
+    assert emoji_captions.spoken("man’s shoe") == "man's shoe"
 
 
 def test_no_concept_is_held_out_in_two_styles() -> None:
     concepts = [f"thing {i}" for i in range(5000)] + [concept for concept, _ in words.HOLDOUT]
-    held = [sum(emoji_data.held_out(concept, style) for style in words.STYLE_WORDS) for concept in concepts]
+    held = [sum(emoji_captions.held_out(concept, style) for style in words.STYLE_WORDS) for concept in concepts]
     assert max(held) == 1
     assert 0.05 < sum(held) / (4 * len(concepts)) < 0.07
 
 
 def test_forced_combinations_are_held_out_and_only_in_that_style() -> None:
     for concept, style in words.HOLDOUT:
-        assert [s for s in words.STYLE_WORDS if emoji_data.held_out(concept, s)] == [style]
+        assert [s for s in words.STYLE_WORDS if emoji_captions.held_out(concept, s)] == [style]
+
+
+def test_a_twin_style_does_not_give_the_held_out_picture_away() -> None:
+    assert emoji_captions.split("rocket", "3d") == "holdout"
+    assert emoji_captions.split("rocket", "modern") == "twin"
+    assert emoji_captions.split("rocket", "flat") == emoji_captions.split("rocket", "noto") == "train"
+    assert emoji_captions.split("red apple", "3d") == "train", "flat is no twin of it"
 
 
 def test_the_digest_is_the_same_every_time() -> None:
-    assert emoji_data.digest("red apple", "3d") == pytest.approx(0.003564722568905593, abs=1e-12)
-    assert emoji_data.digest("red apple", "3d") != emoji_data.digest("red apple", "flat")
+    assert emoji_captions.digest("red apple", "3d") == pytest.approx(0.003564722568905593, abs=1e-12)
+    assert emoji_captions.digest("red apple", "3d") != emoji_captions.digest("red apple", "flat")
 
 
 def test_selection_keeps_things_and_leaves_signs() -> None:
@@ -112,7 +119,7 @@ def test_skin_tones_come_only_when_everything_is_asked_for() -> None:
 def test_squared_centres_what_is_drawn_and_leaves_the_margin() -> None:
     picture = Image.new("RGBA", (256, 256))
     picture.paste((255, 0, 0, 255), (10, 40, 60, 140))  # 50 wide, 100 high, off the centre
-    ink = np.asarray(emoji_data.squared(picture)).min(axis=2) < 128
+    ink = np.asarray(emoji_pictures.squared(picture)).min(axis=2) < 128
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     assert ink.shape == (128, 128)
     assert abs(rows[0] - 6.4) <= 1 and abs(rows[-1] - 121.6) <= 1.5, "5 % of 128 is free above and below"
@@ -126,14 +133,14 @@ def test_squared_has_no_dark_fringe() -> None:
     pixels = np.zeros((200, 200, 4), np.uint8)
     pixels[50:150, 50:150] = (255, 0, 0, 255)
     pixels[50:150, 50:150, 3] = rng.integers(9, 256, (100, 100))
-    out = np.asarray(emoji_data.squared(Image.fromarray(pixels)))
+    out = np.asarray(emoji_pictures.squared(Image.fromarray(pixels)))
     assert out[..., 0].min() >= 253, "red over white has full red everywhere"
     assert np.abs(out[..., 1].astype(int) - out[..., 2]).max() <= 1
 
 
 def test_an_empty_picture_is_refused() -> None:
     with pytest.raises(MinisdError, match="nothing in it"):
-        emoji_data.squared(Image.new("RGBA", (8, 8)))
+        emoji_pictures.squared(Image.new("RGBA", (8, 8)))
 
 
 def test_a_missing_program_is_told_with_the_remedy(tmp_path: Path) -> None:
@@ -144,7 +151,12 @@ def test_a_missing_program_is_told_with_the_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("label", "name"),
-    [("jack-o-lantern", "jack-o-lantern"), ("woman’s boot", "womans-boot"), ("piñata", "pinata"), ("Mrs. Claus", "mrs-claus")],
+    [
+        ("jack-o-lantern", "jack-o-lantern"),
+        ("woman’s boot", "womans-boot"),
+        ("piñata", "pinata"),
+        ("Mrs. Claus", "mrs-claus"),
+    ],
 )
 def test_slug_is_the_file_name_of_fluent(label: str, name: str) -> None:
-    assert emoji_data.slug(label) == name
+    assert emoji_pictures.slug(label) == name
