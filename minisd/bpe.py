@@ -8,7 +8,8 @@ import hashlib
 from functools import cache
 from heapq import heapify, heappop, heappush
 from importlib import resources
-from itertools import pairwise
+from io import BytesIO
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from minisd.errors import BAD_FILE, MinisdError
@@ -20,11 +21,10 @@ MOST_MERGES = 48894  # the list goes on, but CLIP was trained with these
 
 
 class Table(NamedTuple):
-    """What each id spells (a space ends a word), which pair of ids makes which id, and its inverse."""
+    """Which pair of ids makes which id, and its inverse (the first 512 ids are not made of anything)."""
 
-    spelling: list[bytes]
     merged: dict[tuple[int, int], int]
-    halves: dict[int, tuple[int, int]]
+    halves: list[tuple[int, int]]
 
 
 def byte_letters() -> dict[int, str]:
@@ -47,25 +47,32 @@ def read_merges(data: bytes, count: int) -> list[str]:
             remedy="install minisd again",
             code=BAD_FILE,
         )
-    lines = gzip.decompress(data).decode("utf-8").split("\n", count + 1)
-    return lines[1 : count + 1]  # the first line is a version
+    with gzip.open(BytesIO(data), "rt", encoding="utf-8") as lines:
+        return list(islice(lines, 1, count + 1))  # the first line is a version
 
 
 @cache
 def load_table(merges: int) -> Table:
-    """The vocabulary of the first `merges` merges; read once per process."""
+    """The first `merges` merges as ids; read once per process."""
     data = (resources.files("minisd") / "assets" / MERGES_FILE).read_bytes()
     letters = list(byte_letters().values())
     ids = {spelled: i for i, spelled in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
-    spelling = [bytes([byte]) for byte in BYTE_ID]
-    spelling += [one + b" " for one in spelling]
     merged = {}
     for token, line in enumerate(read_merges(data, merges), start=len(ids)):
         left, right = line.split()
         merged[ids[left], ids[right]] = token
-        spelling.append(spelling[ids[left]] + spelling[ids[right]])
         ids[left + right] = token
-    return Table(spelling, merged, {token: pair for pair, token in merged.items()})
+    return Table(merged, [(-1, -1)] * (2 * BYTES) + list(merged))
+
+
+@cache
+def load_spelling(merges: int) -> list[bytes]:
+    """What each id spells; a space ends a word."""
+    spelling = [bytes([byte]) for byte in BYTE_ID]
+    spelling += [byte + b" " for byte in spelling]
+    for left, right in load_table(merges).merged:
+        spelling.append(spelling[left] + spelling[right])
+    return spelling
 
 
 def word_ids(word: bytes) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Literal
 import ftfy
 import regex
 
-from minisd.bpe import BYTES, MOST_MERGES, load_table, merge, word_ids
+from minisd.bpe import BYTES, MOST_MERGES, load_spelling, load_table, merge, word_ids
 from minisd.errors import USAGE, MinisdError
 
 SPECIAL = 2  # start and end of text: always the last two ids
@@ -117,7 +117,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The cleaned text that the ids spell, words apart, up to the first end token."""
-        spelling = load_table(self.vocab_size - SMALLEST_VOCAB).spelling
+        spelling = load_spelling(self.vocab_size - SMALLEST_VOCAB)
         parts: list[bytes] = []
         for i in ids:
             if not 0 <= i < self.vocab_size:
