@@ -1,0 +1,139 @@
+"""Pictures: opened safely whatever their kind, turned into tensors in [-1, 1] and back, put in grids, written."""
+
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from minisd.errors import RESOURCE, MinisdError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")   # other decoders are never tried
+MAX_PIXELS = 64 * 1024 * 1024
+WHITE = (255, 255, 255)
+GAP = 4                                           # pixels between the pictures of a grid
+NUMBERED = re.compile(r"(\d{5,9})-")
+
+
+def open_picture(source: str | Path | BinaryIO, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A picture as upright 8-bit RGB: the first frame, alpha laid over the background, 16 bits scaled to 8.
+
+    Float pictures are taken to run from 0 to 1; colour profiles are ignored. A file that is damaged, of
+    another kind or above 64 megapixels is a MinisdError, whatever its decoder raises.
+    """
+    where = str(source) if isinstance(source, (str, Path)) else "picture"
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:       # known from the header, before anything is decoded
+                raise MinisdError(f"the picture has {width}x{height} pixels", where,
+                                  f"at most {MAX_PIXELS:,} are read", "make it smaller")
+            image.load()                          # turns a TIFF upright, and forgets its orientation
+            return _flat(ImageOps.exif_transpose(image), background)
+    except MinisdError:
+        raise
+    except Exception as error:                    # a decoder that is fed damaged bytes may raise anything
+        raise MinisdError("the picture cannot be read", where, f"{type(error).__name__}: {error}"[:200],
+                          f"give a whole file: {', '.join(FORMATS)}") from error
+
+
+def _flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):                # 16-bit greys, which Pillow may hand out as 32-bit ones
+        greys = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(greys.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        greys = np.nan_to_num(np.asarray(image), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255
+        return Image.fromarray(greys.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture -> [3, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1  # [h, w, 3] -> [3, h, w]
+
+
+def to_images(x: Tensor) -> list[Image.Image]:
+    """[b, 3, h, w] in [-1, 1] -> pictures, rounded to the nearest of 256 levels and clipped."""
+    pixels = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures side by side on white, row by row, in about a square unless the columns are given."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = max(image.width for image in images) + GAP, max(image.height for image in images) + GAP
+    sheet = Image.new("RGB", (columns * width - GAP, math.ceil(len(images) / columns) * height - GAP), WHITE)
+    for n, image in enumerate(images):
+        sheet.paste(image, (n % columns * width, n // columns * height))
+    return sheet
+
+
+def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, str]) -> Path:
+    """Write `NNNNN-label.png` under the folder's next free number, with text chunks, and return its path.
+
+    It appears whole or not at all, and nothing is ever overwritten, even if others write there as well.
+    """
+    info = PngInfo()
+    for key, value in text.items():               # what latin-1 cannot say becomes an iTXt chunk, in UTF-8
+        info.add_text(key, value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8"))
+    whole = io.BytesIO()
+    image.save(whole, "PNG", pnginfo=info)
+    try:
+        return _place(whole.getvalue(), folder, label)
+    except OSError as error:
+        raise MinisdError("the picture cannot be written", str(folder), error.strerror or str(error),
+                          "free some space, or give another folder by --out", RESOURCE) from error
+
+
+def _place(data: bytes, folder: Path, label: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / f".tmp-{os.getpid()}-{label}.png"
+    try:
+        with hidden.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        number = _next_number(folder)
+        while not _take(hidden, folder / f"{number:05d}-{label}.png"):
+            number += 1
+        return folder / f"{number:05d}-{label}.png"
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _take(hidden: Path, target: Path) -> bool:
+    """Give the file its name, unless the name is taken; a rename would overwrite, so this is a hard link."""
+    try:
+        os.link(hidden, target)
+    except FileExistsError:
+        return False
+    except OSError:                               # a file system without hard links
+        return _take_by_rename(hidden, target)
+    return True
+
+
+def _take_by_rename(hidden: Path, target: Path) -> bool:
+    """The name is reserved by an empty file, which the rename replaces."""
+    try:
+        target.open("xb").close()
+    except FileExistsError:
+        return False
+    hidden.replace(target)
+    return True
+
+
+def _next_number(folder: Path) -> int:
+    """One above the highest number in the folder, whatever it belongs to."""
+    found = (NUMBERED.match(name) for name in os.listdir(folder))
+    return max((int(match[1]) for match in found if match), default=0) + 1

@@ -1,0 +1,97 @@
+"""What made a picture, as its PNG carries it: A1111's `parameters` text for people and tools, and a JSON chunk
+`minisd` from which the same picture is drawn again. Only text is read here, so torch is not needed."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minisd import __version__
+from minisd.errors import BAD_FILE, MinisdError
+from minisd.samplers.recipes import sampler
+
+CHUNK = "minisd"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_TEXT = 1 << 16                                # bytes of the JSON chunk; a longer one is not ours
+MAX_CHUNKS = 100_000
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All that decides a picture's pixels. `batch` is how many were drawn together: kernels round a little
+    differently for other sizes."""
+
+    prompt: str
+    negative: str
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int
+    width: int
+    height: int
+    batch: int
+    model: str                                    # the model's name, never its path
+    model_sha256: str
+    device: str
+    dtype: str
+    version: str = __version__
+
+
+def chunks(drawn: Drawn) -> dict[str, str]:
+    """The text chunks of a picture."""
+    return {"parameters": a1111(drawn), CHUNK: json.dumps(asdict(drawn))}
+
+
+def a1111(drawn: Drawn) -> str:
+    """The text that A1111's web UI writes, and that many tools read."""
+    recipe = sampler(drawn.sampler)
+    settings = {
+        "Steps": drawn.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
+        "CFG scale": drawn.guidance, "Seed": drawn.seed, "Size": f"{drawn.width}x{drawn.height}",
+        "Model hash": drawn.model_sha256[:10], "Model": _quoted(drawn.model), "Version": f"minisd {__version__}",
+    }
+    lines = [drawn.prompt]
+    if drawn.negative:
+        lines.append(f"Negative prompt: {drawn.negative}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(c in value for c in ',:"\n') else value
+
+
+def read_json_chunk(path: Path) -> dict[str, Any]:
+    """The JSON of a PNG's `minisd` chunk. The file may be a stranger's, so sizes are limited."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(SIGNATURE)) != SIGNATURE:
+                raise MinisdError("not a PNG file", str(path), remedy="give a PNG that minisd has written")
+            found = next(_texts(file), None)
+        data = json.loads(found) if found is not None else None
+    except (OSError, ValueError, RecursionError, struct.error) as error:
+        raise MinisdError("the picture's metadata cannot be read", str(path), str(error)[:200]) from error
+    if not isinstance(data, dict):
+        raise MinisdError(f"the picture carries no {CHUNK!r} metadata", str(path),
+                          "it was not written by minisd, or another program has stripped it", code=BAD_FILE)
+    return data
+
+
+def _texts(file: BinaryIO) -> Iterator[bytes]:
+    """The `minisd` texts of an open PNG, found by walking over its chunks."""
+    start = CHUNK.encode() + b"\0"
+    for _ in range(MAX_CHUNKS):
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if kind == b"IEND":
+            return
+        if kind != b"tEXt" or length > MAX_TEXT:
+            file.seek(length + 4, 1)              # the checksum too
+            continue
+        body, checksum = file.read(length), file.read(4)
+        if body.startswith(start):
+            if struct.pack(">I", zlib.crc32(kind + body)) != checksum:
+                raise ValueError("its checksum is wrong")
+            yield body[len(start):]
