@@ -1,4 +1,4 @@
-"""Pictures: opened safely whatever their kind, turned into tensors in [-1, 1] and back, put in grids, written."""
+"""Pictures: opened safely whatever their kind, made tensors in [-1, 1] and back, laid in grids, written."""
 
 import io
 import math

@@ -1,5 +1,5 @@
-"""What made a picture, as its PNG carries it: A1111's `parameters` text for people and tools, and a JSON chunk
-`minisd` from which the same picture is drawn again. Only text is read here, so torch is not needed."""
+"""What made a picture, as its PNG carries it: A1111's `parameters` text for people and tools, and a JSON
+chunk `minisd` from which the same picture is drawn again. Only text is read here, so torch is not needed."""
 
 import json
 import struct
@@ -51,7 +51,8 @@ def a1111(drawn: Drawn) -> str:
     settings = {
         "Steps": drawn.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
         "CFG scale": drawn.guidance, "Seed": drawn.seed, "Size": f"{drawn.width}x{drawn.height}",
-        "Model hash": drawn.model_sha256[:10], "Model": _quoted(drawn.model), "Version": f"minisd {__version__}",
+        "Model hash": drawn.model_sha256[:10], "Model": _quoted(drawn.model),
+        "Version": f"minisd {__version__}",
     }
     lines = [drawn.prompt]
     if drawn.negative:
