@@ -1,0 +1,22 @@
+"""Stable Diffusion in pure PyTorch.
+
+The public names are fetched when they are first used, so that `import minisd` alone costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["MinisdError", "__version__"]
+
+HOMES = {"MinisdError": "minisd.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'minisd' has no attribute {name!r}: it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

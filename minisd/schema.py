@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +17,11 @@ STRICT = Converter(forbid_extra_keys=True)
 
 
 def strictly(kind: type) -> Any:
-    """A number or word must already be of its kind: no "4" for 4, no True for 1; a whole number may stand for a float."""
+    """Accepts what is of its kind already: no "4" for 4, no True for 1; but a whole number may stand for a float."""
+    accepted = (int, float) if kind is float else (kind,)
+
     def check(value: Any, _: type) -> Any:
-        if type(value) is kind or (kind is float and type(value) is int):
+        if type(value) in accepted:
             return kind(value)
         raise ValueError(f"{value!r} is not a {kind.__name__}")
     return check
@@ -41,7 +44,7 @@ def read(cls: type[T], data: Any, where: str) -> T:
 def explain(fault: BaseException, _: type | None) -> str:
     """One fault in words; for an unknown entry, the known ones that look like it."""
     if isinstance(fault, ForbiddenExtraKeysError):
-        known = list(getattr(fault.cl, "__dataclass_fields__", ()))
+        known = [field.name for field in fields(fault.cl)]
         close = [match for name in fault.extra_fields for match in get_close_matches(name, known, n=1)]
         hint = f" (did you mean {', '.join(close)}?)" if close else ""
         return f"unknown entry {', '.join(sorted(fault.extra_fields))}{hint}"
@@ -56,7 +59,8 @@ def read_file(cls: type[T], path: Path) -> T:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as fault:
-        raise MinisdError(f"cannot read {path.name}", str(path), fault.strerror or str(fault), "check the path") from fault
+        raise MinisdError(f"cannot read {path.name}", str(path), fault.strerror or str(fault),
+                          "check the path") from fault
     except ValueError as fault:  # TOMLDecodeError and JSONDecodeError, both with line and column
         raise MinisdError(f"{path.name} is not valid {path.suffix[1:].upper()}", str(path), str(fault),
                           "correct the file", USAGE) from fault

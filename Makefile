@@ -1,0 +1,65 @@
+# Everything sets itself up in .venv on a machine that has only Python 3.11+ and make.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+NEEDS := pyproject.toml constraints.txt
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+PROMPT ?= a red apple
+OUT ?= pictures
+ARGS ?=
+# As typed, even with quotes and dollar signs: make must not expand it, and the shell reads it from the environment.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+.PHONY: help generate test lint bench train-emoji clean
+
+help:
+	@echo 'make generate PROMPT="a red apple" [ARGS="--seed 7"]   draw a picture into $(OUT)/'
+	@echo 'make test [ARGS="-k vae"]                              run the tests'
+	@echo 'make lint                                              ruff and mypy'
+	@echo 'make bench                                             speed and memory beside diffusers'
+	@echo 'make train-emoji                                       train the embedded model anew (hours)'
+
+generate: $(VENV)/core.stamp
+	@$(PY) -m minisd.generate "$$PROMPT" --out $(OUT) $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(PY) -m pytest -m "not weights and not gpu" $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: $(VENV)/test.stamp
+	$(PY) benchmarks/speed.py $(ARGS)
+
+train-emoji: $(VENV)/train.stamp
+	$(PY) -m minisd.recipes.emoji_data runs/emoji-data
+	$(PY) -m minisd.train minisd/recipes/emoji.toml --data runs/emoji-data --out runs/emoji $(ARGS)
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# --- set-up: done once, and again only when the requirements change ---
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minisd needs Python 3.11 or later, and \
+	$(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: $(NEEDS) | $(PY)
+	@echo "setting up $(VENV) (once; PyTorch is large)"
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/test.stamp: $(NEEDS) | $(PY)
+	@echo "setting up $(VENV) for the tests (once; PyTorch is large)"
+	$(INSTALL) '.[dev,reference,data]'
+	@touch $(VENV)/core.stamp $@
+
+$(VENV)/train.stamp: $(NEEDS) | $(PY)
+	@echo "setting up $(VENV) for training (once; PyTorch is large)"
+	$(INSTALL) '.[data]'
+	@touch $(VENV)/core.stamp $@
