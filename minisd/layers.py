@@ -47,6 +47,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:  # [b, c_in, h, w] -> [b, c_out, h, w]
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None:
+            assert time is not None, "this block was built with a time input"
             h = h + self.time(F.silu(time))[:, :, None, None]
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 

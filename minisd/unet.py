@@ -3,6 +3,9 @@
 Encoder is the down half with the mid block, which a ControlNet shares; UNet adds the way up.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +76,7 @@ class Encoder(nn.Module):
         """The way down: latents to the mid block's output and the skips, the outermost first."""
         x = sites("conv_in", self.conv_in(x))
         skips = [x]
-        for i, stage in enumerate(self.down):
+        for i, stage in enumerate(cast(Iterable[Stage], self.down)):
             for j in range(self.cfg.layers):
                 x = stage.block(j, x, time, context)
                 if j == self.cfg.layers - 1:
@@ -110,7 +113,7 @@ class UNet(Encoder):
         """[b, in, h, w], [b], [b, m, context_dim], [b, label_dim] -> [b, out, h, w]; h and w may be any size."""
         time = self.embed(t, label, x.dtype)
         x, skips = self.encode(x, time, context, sites)
-        for i, stage in enumerate(self.up):
+        for i, stage in enumerate(cast(Iterable[Stage], self.up)):
             for j in range(self.cfg.layers + 1):
                 skip = sites(f"skip.{len(skips) - 1}", skips.pop())
                 x = stage.block(j, torch.cat([x, skip], dim=1), time, context)
