@@ -76,9 +76,10 @@ def test_any_text_gives_windows_of_valid_ids(tokenizer: Tokenizer, text: str) ->
 
 
 @given(TOKENIZERS, ANY_TEXT.filter(lambda text: "<|" not in clean(text)))
+@example(CLIP, "x\u0345")  # an iota subscript that stands alone is no word to OpenAI's pattern either
 def test_decoding_gives_the_cleaned_text_back(tokenizer: Tokenizer, text: str) -> None:
     spelt = tokenizer.decode(tokenizer.tokenize(text))
-    assert spelt.replace(" ", "") == clean(text).replace(" ", "")
+    assert spelt.replace(" ", "") == clean(text).replace(" ", "").replace("\u0345", "")
 
 
 @given(TOKENIZERS, st.lists(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=20)).map(" ".join))
