@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents (Rombach et al. 2022, arXiv 2112.10752): 8 x 8 pixels per latent in SD1.5."""
+"""The autoencoder between pictures and latents (Rombach et al. 2022, arXiv 2112.10752): in SD1.5, 8 x 8 pixels each."""
 
 from typing import NamedTuple
 
@@ -20,6 +20,10 @@ class Posterior(NamedTuple):
     def sample(self, noise: Tensor) -> Tensor:
         """One draw, from standard normal noise of the same shape."""
         return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def float(self) -> "Posterior":
+        """In float32, where exp and the divergence are computed safely."""
+        return Posterior(self.mean.float(), self.logvar.float())
 
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence to the standard normal, in nats per latent: a scalar."""

@@ -1,0 +1,78 @@
+"""Training CLIP's two towers by contrast (Radford et al. 2021, section 2.3): of all captions of a batch, each picture
+must pick its own, and each caption its picture."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisd.clip import CLIPText, CLIPVision
+from minisd.config import ModelConfig
+from minisd.text import tokenizer_of
+from minisd.train.config import CLIPTask
+from minisd.train.data import Batch, Pictures
+from minisd.train.draws import Draws
+from minisd.train.tasks import model
+
+LARGEST_SCALE = math.log(100)                     # of the logits, as in the paper
+
+
+class Towers(nn.Module):
+    """Text and vision tower and the learnt scale of their cosines."""
+
+    def __init__(self, text: CLIPText, vision: CLIPVision, temperature: float):
+        super().__init__()
+        self.text, self.vision = text, vision
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        """[b, 3, s, s], [b, n] -> logits [b pictures, b captions]."""
+        pictures = F.normalize(self.vision(pixels).float(), dim=-1)
+        captions = F.normalize(self.text(ids).pooled.float(), dim=-1)
+        return self.log_scale.clamp(max=LARGEST_SCALE).exp() * pictures @ captions.T
+
+
+@dataclass
+class TrainCLIP:
+    """Pictures and captions, side by side."""
+
+    cfg: ModelConfig
+    options: CLIPTask
+    model: Path
+    held_out: Pictures
+    seed: int
+    towers: Towers = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = [model.take_or_new(self.model, self.cfg, name, self.seed) for name in ("text", "vision")]
+        self.towers = Towers(*parts, self.options.temperature)  # type: ignore[arg-type]
+        self.tokenizer = tokenizer_of(self.cfg.text[0])
+
+    def trained(self) -> nn.Module:
+        return self.towers
+
+    def ids(self, captions: list[str]) -> Tensor:
+        return torch.tensor([self.tokenizer.encode(caption, truncate=True) for caption in captions])
+
+    def loss(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
+        logits = self.towers(batch.pixels, self.ids(batch.captions))
+        own = torch.arange(len(logits))
+        return {"pictures": F.cross_entropy(logits, own) / 2, "captions": F.cross_entropy(logits.T, own) / 2}
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        """Share of held-out pictures whose plain caption is the first, or among the first five, of all held-out ones."""
+        rows = self.held_out.rows
+        pixels = torch.stack([self.held_out.picture(row.path) for row in rows]).float() / 127.5 - 1
+        pictures = F.normalize(torch.cat([self.towers.vision(x) for x in pixels.split(64)]), dim=-1)
+        captions = F.normalize(self.towers.text(self.ids([row.captions[0] for row in rows])).pooled, dim=-1)
+        similarity = pictures @ captions.T
+        rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
+        return {"top1": (rank == 0).float().mean().item(), "top5": (rank < 5).float().mean().item(), "of": float(len(rows))}
+
+    def export(self, folder: Path) -> None:
+        """Both towers."""
+        model.put(folder, self.cfg, {"text": self.towers.text, "vision": self.towers.vision})

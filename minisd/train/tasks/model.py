@@ -1,0 +1,42 @@
+"""The model folder that the stages of a recipe share: each takes the parts that are there and adds or replaces its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minisd import load
+from minisd.config import ModelConfig
+from minisd.errors import MinisdError
+
+
+def new(cfg: ModelConfig, name: str, seed: int) -> nn.Module:
+    """A part with random weights that follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load.parts(cfg)[name]()
+
+
+def present(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.safetensors").is_file()
+
+
+def take(folder: Path, name: str) -> nn.Module:
+    """A part that an earlier stage has left, in float32."""
+    if not present(folder, name):
+        raise MinisdError(f"the model has no {name} yet", str(folder), "an earlier stage of the recipe makes it",
+                          "run the stages in their order")
+    return load.load_modules(folder, (name,))[1][name]
+
+
+def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Module:
+    """What an earlier stage has left, else random weights."""
+    return take(folder, name) if present(folder, name) else new(cfg, name, seed)
+
+
+def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module]) -> None:
+    """Write parts beside those that are there."""
+    others = [name for name in load.parts(cfg) if present(folder, name) and name not in modules]
+    kept = {name: take(folder, name) for name in others}
+    load.save(folder, cfg, {**kept, **modules})
