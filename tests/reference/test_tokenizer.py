@@ -105,7 +105,7 @@ def test_ids_are_equal_on_every_character(theirs: "transformers.CLIPTokenizer") 
     letters = map(chr, (*range(0x3400), *range(0xA000, 0xAC00), *range(0xF900, 0x10400), *range(0x1F000, 0x1FB00)))
     texts = [text for letter in letters for text in (letter, f"a{letter}b") if stable(clean(text))]
     texts = [text for text in texts if not split_otherwise(clean(text))]
-    assert len(texts) > 40_000
+    assert len(texts) > 39_000
     wrong = [text for text in texts if ids_of(theirs, clean(text)) != CLIP.tokenize(text)]
     assert not wrong, wrong
 
