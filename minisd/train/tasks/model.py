@@ -15,7 +15,19 @@ def new(cfg: ModelConfig, name: str, seed: int) -> nn.Module:
     """A part with random weights that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return load.parts(cfg)[name]()
+        module = load.parts(cfg)[name]()
+    if name == "unet":
+        silence(module)
+    return module
+
+
+def silence(unet: nn.Module) -> None:
+    """Zero the last layer of every residual branch and the output, so that training starts from the identity
+    (Dhariwal and Nichol 2021, and latent diffusion after them)."""
+    for path, module in unet.named_modules():
+        if path.rpartition(".")[2] in ("conv2", "proj_out", "conv_out"):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
 
 def present(folder: Path, name: str) -> bool:
