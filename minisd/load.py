@@ -1,8 +1,10 @@
 """A native model folder: `config.json` and one safetensors file per part, all that is needed to draw with it.
 
-Parts are `unet`, `vae`, `text` (`text_2` for a second encoder) and, where it is shipped, `vision`.
+Parts are `unet`, `vae`, `text` (`text_2` for a second encoder) and, where it is shipped, `vision`. The config is a
+ModelConfig, and may hold `defaults` beside it: what the model likes best, such as {"guidance": 3}.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +25,18 @@ from torch.overrides import TorchFunctionMode
 from minisd import schema
 from minisd.clip import CLIPText, CLIPVision
 from minisd.config import ModelConfig
+from minisd.devices import pick_device, pick_dtype
+from minisd.drawing import Defaults
 from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
+from minisd.pipeline import StableDiffusion
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-CONFIG = "config.json"
+ASSETS = Path(__file__).parent / "assets"         # embedded models have a folder here, and its name
+CONFIG, DEFAULTS = "config.json", "defaults"
 SHOWN_KEYS = 10
 LFS_POINTER = b"version https://git-lfs"
+T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 RANDOM = {init.normal_, init.uniform_, init.kaiming_uniform_}
@@ -106,12 +113,60 @@ def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.d
     return cfg, modules
 
 
+def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto") -> StableDiffusion:
+    """A model ready to draw: an embedded one by its name, or a folder. See `devices` for what `auto` chooses."""
+    folder = find(source)
+    where = pick_device(device)
+    defaults = read_defaults(folder)
+    names = [name for name in parts(read_config(folder)) if name != "vision"]
+    cfg, modules = load_modules(folder, names, where, pick_dtype(dtype, where))
+    for module in modules.values():
+        module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    text = tuple(cast(CLIPText, modules[name]) for name in names if name.startswith("text"))
+    return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, folder.name)
+
+
+def find(source: str | Path) -> Path:
+    """The folder of an embedded model's name, or of a path."""
+    embedded = sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}"))
+    if str(source) in embedded:
+        return ASSETS / source
+    folder = Path(source)
+    if folder.is_file():
+        raise MinisdError("a model is a folder, this is a file", str(folder),
+                          f"it should hold {CONFIG} and safetensors files")
+    if not folder.exists():
+        raise MinisdError("no such model", str(source), f"embedded are: {', '.join(embedded) or 'none'}",
+                          f"give one of those names, or a folder with {CONFIG} and its safetensors files")
+    return folder.resolve()
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the weights that draw, in a fixed order: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in parts(read_config(folder)):
+        if name != "vision":
+            with (folder / f"{name}.safetensors").open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model folder, strictly read."""
+    data = _read_json(folder)
+    return _read(ModelConfig, {key: value for key, value in data.items() if key != DEFAULTS}, folder)
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """What the model likes best, as far as its config says so."""
+    return _read(Defaults, _read_json(folder).get(DEFAULTS, {}), folder)
+
+
+def _read(cls: type[T], data: Any, folder: Path) -> T:
     try:
-        return schema.read(ModelConfig, _read_json(folder), str(folder / CONFIG))
+        return schema.read(cls, data, str(folder / CONFIG))
     except MinisdError as error:
-        error.code = BAD_FILE                     # a recipe would be the user's own words, this is a file
+        error.code = BAD_FILE                     # in a recipe it would be the user's own words, this is a file
         raise
 
 

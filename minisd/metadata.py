@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minisd import __version__
+from minisd import schema
+from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 from minisd.samplers.recipes import sampler
 
@@ -21,23 +22,15 @@ MAX_CHUNKS = 100_000
 
 @dataclass(frozen=True)
 class Drawn:
-    """All that decides a picture's pixels. `batch` is how many were drawn together: kernels round a little
-    differently for other sizes."""
+    """A drawing, and by what and where it was drawn."""
 
-    prompt: str
-    negative: str
-    steps: int
-    guidance: float
-    sampler: str
-    seed: int
-    width: int
-    height: int
-    batch: int
+    drawing: Drawing
     model: str                                    # the model's name, never its path
     model_sha256: str
     device: str
     dtype: str
-    version: str = __version__
+    batch: int                                    # drawn together: kernels round differently for other sizes
+    version: str                                  # of minisd
 
 
 def chunks(drawn: Drawn) -> dict[str, str]:
@@ -47,22 +40,27 @@ def chunks(drawn: Drawn) -> dict[str, str]:
 
 def a1111(drawn: Drawn) -> str:
     """The text that A1111's web UI writes, and that many tools read."""
-    recipe = sampler(drawn.sampler)
+    what, recipe = drawn.drawing, sampler(drawn.drawing.sampler)
     settings = {
-        "Steps": drawn.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
-        "CFG scale": drawn.guidance, "Seed": drawn.seed, "Size": f"{drawn.width}x{drawn.height}",
+        "Steps": what.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
+        "CFG scale": what.guidance, "Seed": what.seed, "Size": f"{what.width}x{what.height}",
         "Model hash": drawn.model_sha256[:10], "Model": _quoted(drawn.model),
-        "Version": f"minisd {__version__}",
+        "Version": f"minisd {drawn.version}",
     }
-    lines = [drawn.prompt]
-    if drawn.negative:
-        lines.append(f"Negative prompt: {drawn.negative}")
+    lines = [what.prompt]
+    if what.negative:
+        lines.append(f"Negative prompt: {what.negative}")
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     return "\n".join(lines)
 
 
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(c in value for c in ',:"\n') else value
+
+
+def read_drawn(path: Path) -> Drawn:
+    """How a picture was drawn, from its own file; every value is checked as if typed by hand."""
+    return schema.read(Drawn, read_json_chunk(path), str(path))
 
 
 def read_json_chunk(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b(?!.*(?:#|issue )\d)
 # Functions that take more than seven arguments, and why.
 MANY_ARGUMENTS = {
     "minisd.samplers.loop.sample": "the only loop: five say what is walked, three have defaults",
+    "minisd.pipeline.StableDiffusion.txt2img": "the public face: all that a picture may be told, all but the prompt optional",
 }
 # Functions that pass **kwargs on to a foreign library.
 KEYWORDS_PASSED_ON: tuple[str, ...] = ()
@@ -56,11 +57,12 @@ PROGRAMS = ("minisd.generate", "minisd.distill", "minisd.train.__main__", "minis
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.samplers.schedule")),
-    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images"), ("words",)),
+    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices"),
+          ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),
     Floor("converter", ("weights_convert",), ("minisd.config", "minisd.errors")),
-    Floor("use", ("minisd.text", "minisd.load", "minisd.pipeline"),
+    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.load", "minisd.pipeline"),
           ("words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("words", "parts", "models", "methods", "converter", "use")),

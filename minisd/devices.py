@@ -1,0 +1,43 @@
+"""Where to compute, and in what precision, when the user does not say."""
+
+from pathlib import Path
+
+import torch
+
+from minisd.errors import RESOURCE, USAGE, MinisdError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FAST_BF16 = {"amx_bf16", "avx512_bf16"}           # processors that multiply bfloat16 faster than float32
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MinisdError(f"no device {name!r} here", "--device", str(error).splitlines()[0][:200],
+                          "give auto, cpu or cuda", RESOURCE) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float16 on a GPU; on a CPU bfloat16 where its instructions make it the faster, else float32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise MinisdError(f"no dtype {name!r}", "--dtype", remedy=f"give auto, {', '.join(DTYPES)}", code=USAGE)
+        return DTYPES[name]
+    if device.type != "cpu":
+        return torch.float16
+    return torch.bfloat16 if cpu_flags() & FAST_BF16 else torch.float32
+
+
+def cpu_flags() -> set[str]:
+    """The processor's instruction sets, as the Linux kernel lists them; empty elsewhere."""
+    if not CPUINFO.exists():
+        return set()
+    line = next((line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), "")
+    return set(line.split())

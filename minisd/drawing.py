@@ -1,0 +1,62 @@
+"""All that decides a picture, checked before anything is loaded: this file and what it imports need no torch."""
+
+import math
+from dataclasses import dataclass
+
+from minisd.errors import USAGE, MinisdError
+from minisd.samplers.recipes import sampler
+
+SIDES = (64, 2048)                                # pixels; both must be multiples of 8
+STEPS = (1, 1000)
+GUIDANCE = (0.0, 100.0)
+SEEDS = 2 ** 64
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model likes best, for whatever the user leaves open; `config.json` may state its own."""
+
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = "dpm++2m karras"
+
+
+STANDARD = Defaults()                             # of a model that states none: Stable Diffusion's habits
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture to be drawn. Values out of range are errors that name the option and what it allows."""
+
+    prompt: str
+    negative: str
+    steps: int
+    guidance: float                               # 1 = none, and the negative prompt goes unread
+    sampler: str
+    seed: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        in_range("steps", self.steps, *STEPS)
+        in_range("cfg", self.guidance, *GUIDANCE)
+        in_range("seed", self.seed, 0, SEEDS - 1)
+        check_side("width", self.width)
+        check_side("height", self.height)
+        sampler(self.sampler)
+
+
+def in_range(option: str, value: float, low: float, high: float) -> None:
+    """Refuses what lies outside, and what is not a number."""
+    if not (math.isfinite(value) and low <= value <= high):
+        shown = "2^64 - 1" if high == SEEDS - 1 else f"{high:g}"
+        raise MinisdError(f"--{option} {value} is out of range", remedy=f"give {low:g} to {shown}", code=USAGE)
+
+
+def check_side(option: str, pixels: int) -> None:
+    """Sizes are never rounded to what fits: the nearest that do are named instead."""
+    in_range(option, pixels, *SIDES)
+    if pixels % 8:
+        below = pixels // 8 * 8
+        raise MinisdError(f"--{option} {pixels} is not a multiple of 8", remedy=f"give {below} or {below + 8}",
+                          code=USAGE)
