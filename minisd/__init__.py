@@ -4,12 +4,17 @@ The public names are fetched when they are first used, so that `import minisd` a
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisd.errors import MinisdError as MinisdError
+    from minisd.pipeline import StableDiffusion as StableDiffusion
+    from minisd.store import load as load
 
 __version__ = "0.1.0"
-__all__ = ["MinisdError", "__version__"]
+__all__ = ["MinisdError", "StableDiffusion", "__version__", "load"]
 
-HOMES = {"MinisdError": "minisd.errors"}
+HOMES = {"load": "minisd.store", "StableDiffusion": "minisd.pipeline", "MinisdError": "minisd.errors"}
 
 
 def __getattr__(name: str) -> Any:

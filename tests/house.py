@@ -31,7 +31,7 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b(?!.*(?:#|issue )\d)
 # Functions that take more than seven arguments, and why.
 MANY_ARGUMENTS = {
     "minisd.samplers.loop.sample": "the only loop: five say what is walked, three have defaults",
-    "minisd.pipeline.StableDiffusion.txt2img": "the public face: all that a picture may be told, all but the prompt optional",
+    "minisd.pipeline.StableDiffusion.txt2img": "the public face: what a picture may be told, nearly all optional",
 }
 # Functions that pass **kwargs on to a foreign library.
 KEYWORDS_PASSED_ON: tuple[str, ...] = ()
@@ -57,15 +57,16 @@ PROGRAMS = ("minisd.generate", "minisd.distill", "minisd.train.__main__", "minis
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.samplers.schedule")),
-    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices"),
+    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
+                    "minisd.command"),
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),
     Floor("converter", ("weights_convert",), ("minisd.config", "minisd.errors")),
-    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.load", "minisd.pipeline"),
-          ("words", "parts", "models", "methods", "converter")),
+    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline"),
+          ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
-          ("words", "parts", "models", "methods", "converter", "use")),
+          ("face", "words", "parts", "models", "methods", "converter", "use")),
     Floor("programs", PROGRAMS,
           ("face", "words", "parts", "models", "methods", "converter", "use", "training"), itself=False),
 )
@@ -238,10 +239,17 @@ def modules(node: ast.Import | ast.ImportFrom, known: Iterable[str] = ()) -> lis
 
 
 def imports(source: Source, known: Iterable[str] = ()) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
-    """Every imported module, wherever the statement stands."""
+    """Every imported module, wherever the statement stands; what the face shows to type checkers alone is none."""
+    shown = {id(node) for block in source.tree.body if source.module == "minisd" and is_type_checking(block)
+             for node in ast.walk(block)}
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in shown:
             yield from ((node, module) for module in modules(node, known))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`"""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def under(module: str, *names: str) -> bool:

@@ -124,6 +124,7 @@ def test_upward_imports_are_faults(path, text):
     ("minisd/train/__main__.py", "from minisd import train"),
     ("minisd/generate.py", "from minisd import pipeline"),
     ("minisd/pipeline.py", "import weights_convert.detect, torch"),
+    ("minisd/__init__.py", "if TYPE_CHECKING:\n    from minisd.pipeline import StableDiffusion"),
 ])
 def test_downward_imports_are_none(path, text):
     assert not list(house.floors(source(text, path), KNOWN))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minisd import load
+from minisd import store
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.train import loop, state
 from minisd.train.config import Recipe, Stage
@@ -47,8 +47,8 @@ def build(recipe: Recipe, stage: Stage, data: Path, out: Path) -> tuple[loop.Tas
     held_out = Pictures(data, stage.data, recipe.seed, "holdout") if read_rows(data, stage.data, "holdout") else pictures
     model = out / "model"
     cfg = recipe.model
-    if (model / load.CONFIG).is_file():  # the scale was measured at the end of the VAE's stage
-        cfg = replace(cfg, latent_scale=load.read_config(model).latent_scale)
+    if (model / store.CONFIG).is_file():  # the scale was measured at the end of the VAE's stage
+        cfg = replace(cfg, latent_scale=store.read_config(model).latent_scale)
     if stage.vae is not None:
         return TrainVAE(cfg, stage.vae, model, held_out, recipe.seed), pictures.batch
     if stage.clip is not None:

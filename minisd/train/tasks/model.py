@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minisd import load
+from minisd import store
 from minisd.config import ModelConfig
 from minisd.errors import MinisdError
 
@@ -15,7 +15,7 @@ def new(cfg: ModelConfig, name: str, seed: int) -> nn.Module:
     """A part with random weights that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = load.parts(cfg)[name]()
+        module = store.parts(cfg)[name]()
     if name == "unet":
         silence(module)
     return module
@@ -39,7 +39,7 @@ def take(folder: Path, name: str) -> nn.Module:
     if not present(folder, name):
         raise MinisdError(f"the model has no {name} yet", str(folder), "an earlier stage of the recipe makes it",
                           "run the stages in their order")
-    return load.load_modules(folder, (name,))[1][name]
+    return store.load_modules(folder, (name,))[1][name]
 
 
 def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Module:
@@ -49,6 +49,6 @@ def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Modu
 
 def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module]) -> None:
     """Write parts beside those that are there."""
-    others = [name for name in load.parts(cfg) if present(folder, name) and name not in modules]
+    others = [name for name in store.parts(cfg) if present(folder, name) and name not in modules]
     kept = {name: take(folder, name) for name in others}
-    load.save(folder, cfg, {**kept, **modules})
+    store.save(folder, cfg, {**kept, **modules})
