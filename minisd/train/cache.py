@@ -47,7 +47,7 @@ class Cache:
 def checksum(tensors: dict[str, Tensor]) -> str:
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes(), crc)
     return f"{crc:08x}"
 
 

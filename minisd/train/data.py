@@ -1,7 +1,7 @@
 """Pictures and captions of a folder in an order that depends on the sample number alone.
 
-A folder holds `metadata.jsonl`, one row per picture: {"file", "captions" or "text", and optionally "style", "concept",
-"core", "split"}. Sample n of a run is row `order(n)` of the permutation of its epoch, whoever asks and in whatever order.
+A folder holds `metadata.jsonl`, one row per picture: {"file", "captions" or "text", and optionally "style",
+"concept", "core", "split"}. Sample n of a run is row `order(n)` of its epoch's permutation, whoever asks and whenever.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ class Pictures:
         return Batch(rows, captions, torch.stack(pictures).float() / 127.5 - 1 if pixels else None)
 
     def whole(self, index: int, decode: bool) -> tuple[Row, Tensor | None]:
-        """A row and its picture; a broken picture is replaced by the next row that opens, so the others keep their place."""
+        """A row and its picture; a broken one is replaced by the next that opens, so the others keep their place."""
         for step in range(len(self.rows)):
             row = self.rows[(index + step) % len(self.rows)]
             if row.path in self.broken:

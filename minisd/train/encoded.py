@@ -20,7 +20,6 @@ class Encoded:
 
     def __init__(self, pictures: Pictures, vae: VAE, text: CLIPText | None, folder: Path):
         self.pictures, self.vae, self.text = pictures, vae, text
-        self.tokenizer = tokenizer_of(text.cfg) if text is not None else None
         self.latent_cache = Cache(folder / "latents", weights_hash(vae.encoder))
         self.text_cache = Cache(folder / "text", weights_hash(text) if text is not None else "none")
         self.moments: dict[Path, Tensor] = {}
@@ -45,6 +44,7 @@ class Encoded:
             found = self.latent_cache.get(content)
             if found is None:
                 row, picture = self.pictures.whole(self.pictures.order(n), decode=True)
+                assert picture is not None
                 found = {"moments": self.vae.encoder(picture[None].float() / 127.5 - 1)[0]}
                 self.latent_cache.put(content, found)
             self.moments[row.path] = found["moments"]
@@ -54,9 +54,10 @@ class Encoded:
     def words(self, caption: str) -> TextStates:
         """States of a caption: hidden [window, width], pooled [width]."""
         if caption not in self.read:
+            assert self.text is not None
             found = self.text_cache.get(caption)
             if found is None:
-                states = self.text(torch.tensor([self.tokenizer.encode(caption, truncate=True)]))
+                states = self.text(torch.tensor([tokenizer_of(self.text.cfg).encode(caption, truncate=True)]))
                 found = {"hidden": states.hidden[0], "pooled": states.pooled[0]}
                 self.text_cache.put(caption, found)
             self.read[caption] = TextStates(found["hidden"], found["pooled"])

@@ -61,21 +61,27 @@ def fit(run: Run) -> None:
         while run.state.step < cfg.steps:
             update(run, ahead)
             progress.update()
-            step = run.state.step
-            if step % cfg.log_every == 0 or step == cfg.steps:
-                log(run, {name: sum(v) / len(v) for name, v in run.terms.items()}, progress)
-                run.terms.clear()
-            if step % cfg.save_every == 0 or step == cfg.steps or interrupted.is_set():
+            look(run, progress)
+            stop, step = interrupted.is_set(), run.state.step  # asked once: a signal from here on is the next step's
+            if step % cfg.save_every == 0 or step == cfg.steps or stop:
                 state.commit(run.folder, run.state, cfg.keep, {"seed": run.seed})
-            if step % cfg.preview_every == 0 or step == cfg.steps:
-                with averaged(run.state):
-                    log(run, run.task.preview(run.folder / "samples", step), progress)
-            if interrupted.is_set():
+            if stop:
                 raise MinisdError("interrupted", str(run.folder), f"a signal came; step {step} is saved",
                                   "go on with --resume auto", INTERRUPTED)
     with torch.no_grad():
         for name, p in run.state.params.items():
             p.copy_(run.state.ema[name])
+
+
+def look(run: Run, progress: tqdm) -> None:
+    """Write what is due at this step: the mean losses since the last row; sample pictures and their measures."""
+    cfg, step = run.cfg, run.state.step
+    if step % cfg.log_every == 0 or step == cfg.steps:
+        log(run, {name: sum(v) / len(v) for name, v in run.terms.items()}, progress)
+        run.terms.clear()
+    if step % cfg.preview_every == 0 or step == cfg.steps:
+        with averaged(run.state):
+            log(run, run.task.preview(run.folder / "samples", step), progress)
 
 
 def prefetched(run: Run, reader: ThreadPoolExecutor) -> Iterator[tuple[Batch, Draws]]:
@@ -118,7 +124,8 @@ def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
         run.bad_steps += 1
         run.terms.setdefault("skipped", []).append(1.0)
         if run.bad_steps >= cfg.max_bad_steps:
-            raise MinisdError(f"{run.bad_steps} non-finite steps in a row", f"step {current.step}", f"losses {terms}, gradient {norm}",
+            raise MinisdError(f"{run.bad_steps} non-finite steps in a row", f"step {current.step}",
+                              f"losses {terms}, gradient {norm}",
                               "lower the learning rate or use fp32; the last checkpoint is finite", NUMERICAL)
     current.optimizer.zero_grad()
     current.step += 1
@@ -129,7 +136,8 @@ def start(folder: Path, current: state.State, resume: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     path, notes = state.newest(folder)
     if path is None and (resume != "auto" or notes):
-        raise MinisdError("nothing to resume", str(folder), "; ".join(notes) or "no checkpoint", "start with a new folder")
+        raise MinisdError("nothing to resume", str(folder), "; ".join(notes) or "no checkpoint",
+                          "start with a new folder")
     if path is not None:
         current.restore(path, int(state.read_manifest(path)["step"]))  # type: ignore[call-overload]
         notes.append(f"resumed from {path.name}")
@@ -150,7 +158,8 @@ def trim(metrics: Path, step: int) -> None:
 def log(run: Run, values: dict[str, float], progress: tqdm) -> None:
     """One row of metrics.jsonl: step, samples seen, learning rate, and the values."""
     cfg, step = run.cfg, run.state.step
-    row = {"step": step, "samples": step * cfg.batch * cfg.accumulate, "lr": optim.learning_rate(step - 1, cfg), **values}
+    row = {"step": step, "samples": step * cfg.batch * cfg.accumulate, "lr": optim.learning_rate(step - 1, cfg),
+           **values}
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({name: round(v, 6) if name != "lr" else v for name, v in row.items()}) + "\n")
     progress.set_postfix({name: f"{v:.3g}" for name, v in values.items()})

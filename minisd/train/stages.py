@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisd import store
+from minisd.clip import CLIPText
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.train import loop, state
 from minisd.train.config import Recipe, Stage
@@ -18,6 +20,7 @@ from minisd.train.tasks.clip import TrainCLIP
 from minisd.train.tasks.finetune import Finetune
 from minisd.train.tasks.model import take
 from minisd.train.tasks.vae import TrainVAE
+from minisd.vae import VAE
 
 
 def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, resume: str) -> None:
@@ -44,7 +47,9 @@ def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, resume: str
 def build(recipe: Recipe, stage: Stage, data: Path, out: Path) -> tuple[loop.Task, Callable[[list[int]], Batch]]:
     """The task of a stage and the source of its batches."""
     pictures = Pictures(data, stage.data, recipe.seed)
-    held_out = Pictures(data, stage.data, recipe.seed, "holdout") if read_rows(data, stage.data, "holdout") else pictures
+    whole = replace(stage.data, crop=0)           # measures are taken on whole pictures
+    split = "holdout" if read_rows(data, whole, "holdout") else "train"
+    held_out = Pictures(data, whole, recipe.seed, split)
     model = out / "model"
     cfg = recipe.model
     if (model / store.CONFIG).is_file():  # the scale was measured at the end of the VAE's stage
@@ -56,7 +61,8 @@ def build(recipe: Recipe, stage: Stage, data: Path, out: Path) -> tuple[loop.Tas
     assert stage.finetune is not None
     vae = take(model, "vae")
     text = None if stage.finetune.train_text else take(model, "text")
-    encoded, unseen = (Encoded(source, vae, text, out / "cache") for source in (pictures, held_out))
+    encoded, unseen = (Encoded(source, cast(VAE, vae), cast(CLIPText | None, text), out / "cache")
+                       for source in (pictures, held_out))
     return Finetune(cfg, stage.finetune, model, encoded, unseen, recipe.preview, recipe.seed), encoded.batch
 
 

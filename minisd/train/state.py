@@ -56,7 +56,7 @@ class State:
                 self.ema[name].copy_(ema[name])
                 slots = self.optimizer.state[p] = {"step": moments[f"{name}:step"].reshape(())}
                 for key in ("exp_avg", "exp_avg_sq"):  # in the parameter's own memory format
-                    slots[key] = torch.empty_like(p).copy_(moments[f"{name}:{key}"])
+                    slots[key] = torch.empty_like(p).copy_(moments[f"{name}:{key}"].reshape(p.shape))
         self.step = step
 
 
@@ -68,7 +68,8 @@ def commit(run: Path, state: State, keep: int, note: dict[str, object]) -> Path:
     try:
         temporary.mkdir(parents=True)
         state.save(temporary)
-        files = {path.name: {"size": path.stat().st_size, "sha256": digest(path)} for path in sorted(temporary.iterdir())}
+        files = {path.name: {"size": path.stat().st_size, "sha256": digest(path)}
+                 for path in sorted(temporary.iterdir())}
         manifest = {"step": state.step, "files": files, "torch": torch.__version__, **note}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
@@ -87,7 +88,7 @@ def commit(run: Path, state: State, keep: int, note: dict[str, object]) -> Path:
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and why newer ones were skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in checkpoints(run):
         fault = verify(path)
         if fault is None:

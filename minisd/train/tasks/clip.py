@@ -4,6 +4,7 @@ must pick its own, and each caption its picture."""
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,8 @@ class TrainCLIP:
     towers: Towers = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = [model.take_or_new(self.model, self.cfg, name, self.seed) for name in ("text", "vision")]
-        self.towers = Towers(*parts, self.options.temperature)  # type: ignore[arg-type]
+        text, vision = (model.take_or_new(self.model, self.cfg, name, self.seed) for name in ("text", "vision"))
+        self.towers = Towers(cast(CLIPText, text), cast(CLIPVision, vision), self.options.temperature)
         self.tokenizer = tokenizer_of(self.cfg.text[0])
 
     def trained(self) -> nn.Module:
@@ -64,14 +65,15 @@ class TrainCLIP:
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
-        """Share of held-out pictures whose plain caption is the first, or among the first five, of all held-out ones."""
+        """Share of held-out pictures whose plain caption is the first, or among the first five, of all of them."""
         rows = self.held_out.rows
         pixels = torch.stack([self.held_out.picture(row.path) for row in rows]).float() / 127.5 - 1
         pictures = F.normalize(torch.cat([self.towers.vision(x) for x in pixels.split(64)]), dim=-1)
         captions = F.normalize(self.towers.text(self.ids([row.captions[0] for row in rows])).pooled, dim=-1)
         similarity = pictures @ captions.T
         rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
-        return {"top1": (rank == 0).float().mean().item(), "top5": (rank < 5).float().mean().item(), "of": float(len(rows))}
+        first, five = (rank == 0).float().mean().item(), (rank < 5).float().mean().item()
+        return {"top1": first, "top5": five, "of": float(len(rows))}
 
     def export(self, folder: Path) -> None:
         """Both towers."""

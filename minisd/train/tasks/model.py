@@ -1,4 +1,4 @@
-"""The model folder that the stages of a recipe share: each takes the parts that are there and adds or replaces its own."""
+"""The model folder that the stages of a recipe share: each takes parts that are there, adds or replaces its own."""
 
 from collections.abc import Mapping
 from pathlib import Path
