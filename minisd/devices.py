@@ -1,5 +1,6 @@
 """Where to compute, and in what precision, when the user does not say."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from minisd.errors import RESOURCE, USAGE, MinisdError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAST_BF16 = {"amx_bf16", "avx512_bf16"}           # processors that multiply bfloat16 faster than float32
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -15,6 +17,9 @@ def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not DEVICE.fullmatch(name):
+        raise MinisdError(f"no device is called {name[:40]!r}", "--device", remedy="give auto, cpu, cuda, cuda:1, ...",
+                          code=USAGE)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

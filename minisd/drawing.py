@@ -49,7 +49,7 @@ class Drawing:
 def in_range(option: str, value: float, low: float, high: float) -> None:
     """Refuses what lies outside, and what is not a number."""
     if not (math.isfinite(value) and low <= value <= high):
-        shown = "2^64 - 1" if high == SEEDS - 1 else f"{high:g}"
+        shown = f"2^64 - {SEEDS - high:.0f}" if high > SEEDS // 2 else f"{high:g}"
         raise MinisdError(f"--{option} {value} is out of range", remedy=f"give {low:g} to {shown}", code=USAGE)
 
 

@@ -60,7 +60,12 @@ def _quoted(value: str) -> str:
 
 def read_drawn(path: Path) -> Drawn:
     """How a picture was drawn, from its own file; every value is checked as if typed by hand."""
-    return schema.read(Drawn, read_json_chunk(path), str(path))
+    data = read_json_chunk(path)
+    try:
+        return schema.read(Drawn, data, str(path))
+    except MinisdError as error:
+        error.code = BAD_FILE                     # a file's fault, though it reads like options
+        raise
 
 
 def read_json_chunk(path: Path) -> dict[str, Any]:

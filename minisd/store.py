@@ -128,17 +128,28 @@ def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto"
 
 def find(source: str | Path) -> Path:
     """The folder of an embedded model's name, or of a path."""
-    embedded = sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}"))
-    if str(source) in embedded:
-        return ASSETS / source
+    if str(source) in embedded_names():
+        return embedded(str(source))
     folder = Path(source)
     if folder.is_file():
         raise MinisdError("a model is a folder, this is a file", str(folder),
                           f"it should hold {CONFIG} and safetensors files")
     if not folder.exists():
-        raise MinisdError("no such model", str(source), f"embedded are: {', '.join(embedded) or 'none'}",
+        raise MinisdError("no such model", str(source), f"embedded are: {', '.join(embedded_names()) or 'none'}",
                           f"give one of those names, or a folder with {CONFIG} and its safetensors files")
     return folder.resolve()
+
+
+def embedded(name: str) -> Path:
+    """The folder of an embedded model; a name that came in a stranger's file can lead nowhere else."""
+    if name not in embedded_names():
+        raise MinisdError(f"no embedded model is called {name[:60]!r}", "",
+                          f"embedded are: {', '.join(embedded_names()) or 'none'}", "give its folder by --model")
+    return ASSETS / name
+
+
+def embedded_names() -> list[str]:
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}"))
 
 
 def fingerprint(folder: Path) -> str:

@@ -1,0 +1,95 @@
+"""Command lines made from dataclasses of options: parsing, errors in a few lines, exit codes."""
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from itertools import takewhile
+from typing import Any, Protocol, TypeVar
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from minisd.errors import USAGE, MinisdError
+
+INTERRUPT = 130                                   # what shells expect of a program that was interrupted
+UNFORESEEN = 1
+SHOWN_LINES, LONGEST_LINE = 6, 500
+FRAME = "╭╮╰╯│─ "
+
+
+class WithDebug(Protocol):
+    """Options that can ask for tracebacks."""
+
+    @property
+    def debug(self) -> bool: ...
+
+
+Options = TypeVar("Options", bound=WithDebug)
+T = TypeVar("T", int, float, str)
+
+
+def given(kind: type[T], metavar: str) -> PrimitiveConstructorSpec[T | None]:
+    """For an option that may be left out, which is None: what is given is one value of this kind, even "None"."""
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar=metavar, instance_from_str=lambda words: understood(kind, words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)])
+
+
+def understood(kind: type[T], word: str) -> T:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{word[:40]!r} is not a {'whole number' if kind is int else 'number'}") from None
+
+
+def shown(default: str = "", *aliases: str) -> Any:
+    """What the help says of an option's default, where it is not the dataclass's; and the option's other names."""
+    return arg(aliases=aliases, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def command(options: type[Options], program: str, run: Callable[[Options], None],
+            args: Sequence[str] | None = None) -> int:
+    """Parse, run, and return the exit code; a traceback is shown with --debug only."""
+    chosen = parse(options, program, args)
+    try:
+        run(chosen)
+        return 0
+    except KeyboardInterrupt:
+        return failed("interrupted", INTERRUPT)
+    except MinisdError as error:
+        if chosen.debug:
+            raise
+        return failed(str(error), error.code)
+    except Exception as error:
+        if chosen.debug:
+            raise
+        why = "".join(str(error).splitlines()[:1])
+        return failed(f"unforeseen {type(error).__name__}: {why}\n  do: --debug shows where it happened", UNFORESEEN)
+
+
+def parse(options: type[Options], program: str, args: Sequence[str] | None) -> Options:
+    """The options; or the end of the program, after --help or a few plain lines on what cannot be understood."""
+    boxed = io.StringIO()
+    try:
+        with redirect_stderr(boxed):
+            return tyro.cli(options, prog=program, args=args, config=(FlagCreatePairsOff,))
+    except SystemExit as end:
+        raise SystemExit(failed(unboxed(boxed.getvalue()), USAGE) if end.code else 0) from None
+
+
+def unboxed(text: str) -> str:
+    """tyro's framed error as plain lines: what is wrong, what may have been meant, and where to find help."""
+    lines = [line.strip(FRAME) for line in text.splitlines()]
+    lines = [line for line in lines if line][1:]                         # the first is the frame's title
+    wrong = list(takewhile(lambda line: not line.startswith("Argument helptext"), lines[:-1]))
+    return "\n".join([*wrong[:SHOWN_LINES - 1], *lines[-1:]])
+
+
+def failed(text: str, code: int) -> int:
+    """Say it in at most six lines of bearable length; the code is handed through."""
+    for line in text.splitlines()[:SHOWN_LINES]:
+        print(line[:LONGEST_LINE], file=sys.stderr)
+    return code
