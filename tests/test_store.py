@@ -106,7 +106,7 @@ def test_a_save_that_fails_leaves_the_older_folder(tmp_path: Path, monkeypatch: 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     parts = tiny_model.modules()
     parts["vae"].decoder.conv_in.weight.data[0, 0, 0, 0] = 1e6       # infinite in float16
-    with pytest.raises(MinisdError, match="decoder.conv_in.weight") as fault:
+    with pytest.raises(MinisdError, match=r"decoder\.conv_in\.weight") as fault:
         store.save(tmp_path / "a", tiny_model.MODEL, parts)
     assert fault.value.code == NUMERICAL and not list(tmp_path.iterdir())
 

@@ -1,0 +1,89 @@
+"""What a picture says of itself is read back as it was, and a stranger's file can do no harm."""
+
+import json
+import struct
+import zlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minisd import images, metadata
+from minisd.drawing import Drawing
+from minisd.errors import BAD_FILE, MinisdError
+
+DRAWN = metadata.Drawn(Drawing("a red apple", "blurry", 20, 7.5, "dpm++2m karras", 42, 512, 640),
+                       "emoji", "0123456789abcdef" * 4, "cpu", "float32", 4, "0.1.0")
+RECORD = asdict(DRAWN)
+
+
+def written(folder: Path, text: dict[str, str]) -> Path:
+    return images.write_png(Image.new("RGB", (8, 8)), folder, "42", text)
+
+
+def test_the_text_that_other_tools_read() -> None:
+    assert metadata.a1111(DRAWN) == (
+        "a red apple\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, "
+        "Seed: 42, Size: 512x640, Model hash: 0123456789, Model: emoji, Version: minisd 0.1.0")
+    plain = replace(DRAWN, drawing=replace(DRAWN.drawing, negative=""), model="a, b: c")
+    assert "Negative" not in metadata.a1111(plain) and 'Model: "a, b: c", ' in metadata.a1111(plain)
+
+
+@pytest.mark.parametrize("prompt", ["a red apple", "猫 🍎 café", "", "two\nlines", "nul \0 \udc80 \\", "x" * 10_000])
+def test_what_is_written_is_read(prompt: str, tmp_path: Path) -> None:
+    drawn = replace(DRAWN, drawing=replace(DRAWN.drawing, prompt=prompt))
+    assert metadata.read_drawn(written(tmp_path, metadata.chunks(drawn))) == drawn
+
+
+def test_a_picture_saved_again_by_others_may_keep_its_text_at_the_end(tmp_path: Path) -> None:
+    path = written(tmp_path, {})
+    data, body = path.read_bytes(), b"tEXtminisd\0" + json.dumps(RECORD).encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    assert metadata.read_drawn(path) == DRAWN
+
+
+def record(**changes: object) -> dict[str, str]:
+    return {"minisd": json.dumps(RECORD | changes)}
+
+
+def drawing(**changes: object) -> dict[str, str]:
+    return record(drawing=RECORD["drawing"] | changes)
+
+
+REFUSED = {
+    "no text": ({}, "carries no 'minisd'"), "a list": ({"minisd": "[]"}, "carries no"),
+    "no JSON": ({"minisd": "{"}, "cannot be read"), "a deep one": ({"minisd": "[" * 60_000}, "cannot be read"),
+    "a long number": ({"minisd": '{"version": ' + "9" * 10_000 + "}"}, "cannot be read"),
+    "a long text": (drawing(prompt="x" * 100_000), "carries no"),
+    "an unknown entry": (record(lora="/etc/passwd"), "lora"), "a wrong type": (drawing(seed="1"), "seed"),
+    "a wrong truth": (drawing(steps=True), "steps"), "too many steps": (drawing(steps=10**9), "1 to 1000"),
+    "a huge picture": (drawing(width=10**6), "64 to 2048"), "a strange sampler": (drawing(sampler="x"), "no sampler"),
+    "no number": (drawing(guidance=float("nan")), "cfg nan"),
+    "a missing entry": ({"minisd": json.dumps({"model": "emoji"})}, "drawing"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_strangers_record_is_refused(what: str, tmp_path: Path) -> None:
+    text, told = REFUSED[what]
+    with pytest.raises(MinisdError, match=told) as fault:
+        metadata.read_drawn(written(tmp_path, text))
+    assert fault.value.code == BAD_FILE and len(str(fault.value).splitlines()) <= 6
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, metadata.chunks(DRAWN))
+    data = path.read_bytes()
+    place = data.index(b"tEXtminisd") + 30
+    endless = data[:8] + (b"\0\0\0\0none" + b"\0" * 4) * (metadata.MAX_CHUNKS + 1)
+    for broken in (b"", b"text", data[:20], data[:place], data[:place] + b"?" + data[place + 1:], endless,
+                   data[:8] + b"\xff\xff\xff\xfftEXtminisd\0"):
+        path.write_bytes(broken)
+        with pytest.raises(MinisdError) as fault:
+            metadata.read_drawn(path)
+        assert fault.value.code == BAD_FILE
+    for missing in (tmp_path, tmp_path / "none.png"):
+        with pytest.raises(MinisdError):
+            metadata.read_drawn(missing)
