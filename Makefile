@@ -23,7 +23,7 @@ help:
 	@echo 'make train-emoji                                       train the embedded model anew (hours)'
 
 generate: $(VENV)/core.stamp
-	@$(PY) -m minisd.generate "$$PROMPT" --out $(OUT) $(ARGS)
+	@$(PY) -m minisd.generate --out $(OUT) $(ARGS) -- "$$PROMPT"
 
 test: $(VENV)/test.stamp
 	$(PY) -m pytest -m "not weights and not gpu" $(ARGS)
