@@ -1,11 +1,15 @@
-"""Dictionaries, as read from TOML or JSON, to frozen dataclasses: strict, with every fault named by its place."""
+"""Dictionaries, as read from TOML or JSON, to frozen dataclasses: strict, with every fault named by its place.
+
+TOML has no word for nothing: where None is allowed, "none" says it.
+"""
 
 import json
 import tomllib
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
@@ -29,6 +33,20 @@ def strictly(kind: type) -> Any:
 
 for scalar in (int, float, bool, str):
     STRICT.register_structure_hook(scalar, strictly(scalar))
+
+
+def optional(kind: Any) -> bool:
+    """Whether a field may be None."""
+    return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
+
+
+def none_or(value: Any, kind: Any) -> Any:
+    """None, by its own name or as "none"; else a value of the other kind."""
+    other: Any = Union[tuple(arg for arg in get_args(kind) if arg is not NoneType)]  # noqa: UP007
+    return None if value is None or value == "none" else STRICT.structure(value, other)
+
+
+STRICT.register_structure_hook_func(optional, none_or)
 
 
 def read(cls: type[T], data: Any, where: str) -> T:

@@ -1,44 +1,40 @@
 """`python -m minisd.train RECIPE.toml --data FOLDER --out FOLDER`: run the stages of a recipe, one after the other."""
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import Positional
 
-from minisd.errors import USAGE, MinisdError
+from minisd.command import command
+from minisd.errors import RESOURCE, USAGE, MinisdError
 
 
 @dataclass(frozen=True)
 class Options:
     """Train a model as a recipe says. Every run can be killed at any moment and goes on with --resume auto."""
 
-    recipe: Annotated[Path, tyro.conf.Positional]
+    recipe: Annotated[Path, Positional]
     """A recipe: a .toml file, or the recipe.json that stands beside an earlier run."""
     data: Path
-    """Folder of pictures with metadata.jsonl."""
+    """Folder of pictures with metadata.jsonl, or with a text file beside each."""
     out: Path
     """Run folder: a folder per stage with checkpoints, metrics.jsonl and samples, and the model in model/."""
     stage: str = ""
     """Run this stage alone; without it all, in their order."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint that verifies, or start; never: refuse a folder with checkpoints."""
+    """auto: from the newest checkpoint that verifies, if any; latest: there must be one; never; or a checkpoint."""
     debug: bool = False
     """Show the traceback of an error."""
 
 
-def main() -> int:
-    options = tyro.cli(Options, prog="python -m minisd.train")
-    try:
-        run(options)
-    except MinisdError as error:
-        if options.debug:
-            raise
-        print(error, file=sys.stderr)
-        return error.code
-    return 0
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: see `errors`."""
+    return command(Options, "python -m minisd.train", run, args)
 
 
 def run(options: Options) -> None:
@@ -51,14 +47,28 @@ def run(options: Options) -> None:
     if options.stage and options.stage not in names:
         raise MinisdError(f"no stage {options.stage!r}", str(options.recipe), f"it has {', '.join(names)}",
                           "name one of these", USAGE)
-    if options.resume not in ("auto", "never"):
-        raise MinisdError(f"--resume {options.resume}", "", "allowed are auto and never", "choose one", USAGE)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    chosen = [options.stage] if options.stage else names
+    if options.resume not in ("auto", "latest", "never") and len(chosen) > 1:
+        raise MinisdError(f"--resume {options.resume}", "", "a checkpoint belongs to one stage",
+                          "name it by --stage, or give auto, latest or never", USAGE)
+    if not options.data.is_dir():
+        raise MinisdError("no such folder", str(options.data), remedy="give a folder of pictures as --data")
+    write(options.out / "recipe.json", json.dumps(asdict(recipe), indent=1))
 
-    from minisd.train.stages import train_stage
-    for name in [options.stage] if options.stage else names:
-        train_stage(recipe, recipe.stage(name), options.data, options.out, options.resume)
+    from minisd.train.stages import train
+    train(recipe, chosen, options.data, options.out, options.resume)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as fault:
+        raise MinisdError("the run folder cannot be written", str(path), fault.strerror or str(fault),
+                          "give another folder as --out, or free space", RESOURCE) from fault
 
 
 if __name__ == "__main__":

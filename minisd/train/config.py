@@ -1,9 +1,24 @@
-"""A recipe: the model, the data and the stages of a training run, as one TOML file states them."""
+"""A recipe: the model, the data and the stages of a training run, as one TOML file states them.
 
+All that can be wrong with the numbers is found here, before torch is imported or a model is built.
+"""
+
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from minisd.config import ModelConfig
+from minisd.drawing import Drawing
+from minisd.errors import MinisdError
+
+RESERVED = ("model", "cache")                     # folders beside those of the stages
+
+
+def within(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Refuses what lies outside, and NaN."""
+    if not low <= value <= high:
+        allowed = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+        raise ValueError(f"{name} = {value}: give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -22,10 +37,19 @@ class TrainConfig:
     ema: float = 0.999                            # decay of the averaged weights; ramped up while training is young
     dtype: Literal["fp32", "bf16"] = "bf16"       # autocast; the parameters themselves are float32
     save_every: int = 500
-    preview_every: int = 500
+    preview_every: int = 500                      # 0 = at the end only
     log_every: int = 20
     keep: int = 2                                 # verified checkpoints kept
     max_bad_steps: int = 10                       # non-finite steps in a row before giving up
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "save_every", "log_every", "keep", "max_bad_steps"):
+            within(name, getattr(self, name), 1)
+        for name in ("warmup", "preview_every", "lr", "weight_decay"):
+            within(name, getattr(self, name), 0)
+        within("clip", self.clip, 1e-6)
+        for name, value in (("ema", self.ema), ("beta 1", self.betas[0]), ("beta 2", self.betas[1])):
+            within(name, value, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,16 @@ class DataConfig:
     crop: int = 0                                 # train on random crops of this size; 0 = the whole picture
     plain_captions: float = 0.5                   # probability of a picture's first caption; the others share the rest
 
+    def __post_init__(self) -> None:
+        within("size", self.size, 1)
+        within("crop", self.crop, 0, self.size)
+        within("plain_captions", self.plain_captions, 0, 1)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of what is trained on."""
+        return self.crop or self.size
+
 
 @dataclass(frozen=True)
 class VAETask:
@@ -45,9 +79,15 @@ class VAETask:
 
     l2: float = 1.0                               # weight of the squared error beside the absolute one
     kl: float = 1e-4                              # weight of KL, in nats per latent
+    perceptual: str = ""                          # a file with the weights of LPIPS; without it there is no such term
+    perceptual_weight: float = 1.0
     adversary: float = 0.0                        # weight of the patch discriminator's term
     adversary_from: int = 0
     decoder_only: bool = False                    # the encoder stays, so that latents keep their meaning
+
+    def __post_init__(self) -> None:
+        for name in ("l2", "kl", "perceptual_weight", "adversary", "adversary_from"):
+            within(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -55,6 +95,9 @@ class CLIPTask:
     """Pictures and captions brought together (Radford et al. 2021)."""
 
     temperature: float = 0.07                     # at the start; learnt
+
+    def __post_init__(self) -> None:
+        within("temperature", self.temperature, 0.01, 1)  # the logits' scale is at most 100
 
 
 @dataclass(frozen=True)
@@ -68,12 +111,18 @@ class FinetuneTask:
     offset_noise: float = 0.0
     shift: float = 1.0                            # above 1, timesteps are drawn noisier (arXiv 2403.03206, eq. 23)
 
+    def __post_init__(self) -> None:
+        within("empty_captions", self.empty_captions, 0, 1)
+        within("min_snr", self.min_snr or 1, 1e-6)
+        within("offset_noise", self.offset_noise, 0)
+        within("shift", self.shift, 1e-6)
+
 
 @dataclass(frozen=True)
 class Stage:
     """One run of the loop: exactly one of the task tables is given, and names the task."""
 
-    name: str
+    name: str                                     # of its folder, too
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     vae: VAETask | None = None
@@ -81,8 +130,13 @@ class Stage:
     finetune: FinetuneTask | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or self.name in RESERVED:
+            raise ValueError(f"stage {self.name!r}: a name has letters, digits, - and _, and is not "
+                             f"{' or '.join(RESERVED)}")
         if len([task for task in (self.vae, self.clip, self.finetune) if task is not None]) != 1:
             raise ValueError(f"stage {self.name}: give exactly one of the tables vae, clip, finetune")
+        if self.finetune is not None and self.data.crop:
+            raise ValueError(f"stage {self.name}: latents are made of whole pictures, leave crop out")
 
 
 @dataclass(frozen=True)
@@ -95,6 +149,12 @@ class Preview:
     sampler: str = "dpm++2m"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        try:
+            Drawing("", "", self.steps, self.guidance, self.sampler, self.seed, 64, 64)
+        except MinisdError as fault:
+            raise ValueError(f"{fault.what}: {fault.remedy}") from fault
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -106,7 +166,24 @@ class Recipe:
     preview: Preview = Preview()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        within("seed", self.seed, 0, 2 ** 64 - 1)
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"stages {', '.join(names) or 'none'}: at least one, each with a name of its own")
+        for stage in self.stages:
+            self.check_sizes(stage)
+
+    def check_sizes(self, stage: Stage) -> None:
+        """Pictures must fit the networks of the stage."""
+        side, factor, vision = stage.data.side, self.model.vae.factor, self.model.vision
+        if stage.clip is None and side % factor:
+            raise ValueError(f"stage {stage.name}: pictures of {side} pixels, but a latent is {factor} pixels wide")
+        if stage.clip is not None and vision is None:
+            raise ValueError(f"stage {stage.name}: the model has no vision tower, give it a table model.vision")
+        if stage.clip is not None and vision is not None and side != vision.image_size:
+            raise ValueError(f"stage {stage.name}: pictures of {side} pixels, but the vision tower's are of "
+                             f"{vision.image_size}")
+
     def stage(self, name: str) -> Stage:
         return {stage.name: stage for stage in self.stages}[name]
-
-

@@ -1,14 +1,18 @@
 """Pictures and captions of a folder in an order that depends on the sample number alone.
 
-A folder holds `metadata.jsonl`, one row per picture: {"file", "captions" or "text", and optionally "style",
-"concept", "core", "split"}. Sample n of a run is row `order(n)` of its epoch's permutation, whoever asks and whenever.
+A folder holds `metadata.jsonl`, one row per picture: {"file" or "file_name", "captions" or "text", and optionally
+"style", "concept", "core", "split"}. Without it every picture is a row, and x.txt beside x.png its caption.
+Sample n of a run is row `order(n)` of its epoch's permutation, whoever asks and whenever.
 """
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +26,10 @@ from minisd.train.config import DataConfig
 from minisd.train.draws import Purpose, stream
 from minisd.vae import Posterior
 
+log = logging.getLogger(__name__)
+
+INDEX = "metadata.jsonl"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 MEMORY = 1 << 30                                  # bytes of decoded pictures kept; beyond, they are read again
 
 
@@ -33,11 +41,16 @@ class Row:
     captions: tuple[str, ...]
     style: str = ""
     concept: str = ""
+    split: str = "train"
+    core: bool = True
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the file's bytes: what caches are keyed by, so that an edited picture is encoded anew."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except OSError as fault:
+            raise MinisdError("the picture cannot be read", str(self.path), fault.strerror or str(fault)) from fault
 
 
 @dataclass
@@ -51,24 +64,57 @@ class Batch:
     states: TextStates | None = None              # of the captions
 
 
+class Sample(NamedTuple):
+    """A row, what was read of its picture, the chosen caption, and the random numbers left to it."""
+
+    row: Row
+    value: Tensor
+    caption: str
+    draws: np.random.Generator
+
+
 def read_rows(folder: Path, cfg: DataConfig, split: str) -> list[Row]:
     """The rows of a folder that the config and the split select."""
-    index = folder / "metadata.jsonl"
-    if not index.is_file():
-        raise MinisdError("no picture-caption folder", str(folder), "metadata.jsonl is missing",
-                          "name a folder with metadata.jsonl: one JSON object per line with file and captions")
-    rows = []
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
+    rows = indexed(folder) if (folder / INDEX).is_file() else captioned(folder)
+    return [row for row in rows if row.split == split
+            and (not cfg.styles or row.style in cfg.styles) and (row.core or not cfg.core_only)]
+
+
+def indexed(folder: Path) -> list[Row]:
+    """The rows that metadata.jsonl lists."""
+    index, rows = folder / INDEX, []
+    try:
+        lines = index.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as fault:
+        raise MinisdError(f"{INDEX} cannot be read", str(index), str(fault), "give UTF-8 text") from fault
+    for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-            captions = tuple(entry["captions"]) if "captions" in entry else (entry["text"],)
-            row = Row(folder / entry["file"], captions, entry.get("style", ""), entry.get("concept", ""))
-        except (ValueError, KeyError, TypeError) as fault:
-            raise MinisdError("a broken row", f"{index}:{number}", repr(fault), "correct or delete the line") from fault
-        chosen = not cfg.styles or row.style in cfg.styles
-        if chosen and entry.get("split", "train") == split and (entry.get("core", True) or not cfg.core_only):
-            rows.append(row)
+            rows += [as_row(json.loads(line), folder)] if line.strip() else []
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            why = f"no entry {fault}" if isinstance(fault, KeyError) else str(fault)
+            raise MinisdError("a broken row", f"{index}:{number}", why, "correct or delete the line") from fault
     return rows
+
+
+def as_row(entry: dict[str, Any], folder: Path) -> Row:
+    """One line of the index. Its captions are a list of strings, or one string as `text`."""
+    file = entry["file_name"] if "file_name" in entry else entry["file"]
+    captions = entry["captions"] if "captions" in entry else [entry["text"]]
+    if not isinstance(captions, list) or not captions or not all(isinstance(one, str) for one in captions):
+        raise ValueError(f"captions {captions!r}: give a list of at least one string")
+    return Row(folder / file, tuple(captions), entry.get("style", ""), entry.get("concept", ""),
+               entry.get("split", "train"), entry.get("core", True))
+
+
+def captioned(folder: Path) -> list[Row]:
+    """The pictures of a folder by name, captions in text files beside them; without a file, no words."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise MinisdError("no picture-caption folder", str(folder), f"it holds neither {INDEX} nor pictures",
+                          f"name a folder with {INDEX}: one JSON object per line with file and captions")
+    texts = [path.with_suffix(".txt") for path in found]
+    words = [text.read_text(encoding="utf-8-sig", errors="replace").strip() if text.is_file() else "" for text in texts]
+    return [Row(path, (caption,)) for path, caption in zip(found, words, strict=True)]
 
 
 @dataclass
@@ -93,38 +139,44 @@ class Pictures:
         epoch, place = divmod(n, len(self.rows))
         return int(permutation(self.seed, epoch, len(self.rows))[place])
 
-    def batch(self, numbers: list[int], pixels: bool = True) -> Batch:
+    def batch(self, numbers: list[int]) -> Batch:
         """The samples of these numbers."""
-        rows, captions, pictures = [], [], []
-        for n in numbers:
-            draws = stream(self.seed, n, Purpose.DATA)
-            row, picture = self.whole(self.order(n), decode=pixels)
-            rows.append(row)
-            captions.append(self.caption(row, draws))
-            if picture is not None:
-                pictures.append(self.crop(picture, draws))
-        return Batch(rows, captions, torch.stack(pictures).float() / 127.5 - 1 if pixels else None)
+        samples = [self.sample(n, self.picture) for n in numbers]
+        pixels = torch.stack([self.crop(one.value, one.draws) for one in samples]).float() / 127.5 - 1
+        return Batch([one.row for one in samples], [one.caption for one in samples], pixels)
 
-    def whole(self, index: int, decode: bool) -> tuple[Row, Tensor | None]:
-        """A row and its picture; a broken one is replaced by the next that opens, so the others keep their place."""
+    def sample(self, n: int, read: Callable[[Row], Tensor]) -> Sample:
+        """Sample n, its picture read in whatever form; a function of n and the files, not of what came before."""
+        draws = stream(self.seed, n, Purpose.DATA)
+        row, value = self.first_whole(self.order(n), read)
+        return Sample(row, value, self.caption(row, draws), draws)
+
+    def first_whole(self, index: int, read: Callable[[Row], Tensor]) -> tuple[Row, Tensor]:
+        """A row that can be read: a broken one is replaced by the next whole one, so the others keep their place."""
         for step in range(len(self.rows)):
             row = self.rows[(index + step) % len(self.rows)]
             if row.path in self.broken:
                 continue
             try:
-                return row, self.picture(row.path) if decode else None
+                return row, read(row)
             except MinisdError as fault:
                 self.broken[row.path] = fault.why
+                log.warning("%s: %s; another picture takes its place (%d broken so far)",
+                            row.path, fault.why, len(self.broken))
         raise MinisdError("every picture is broken", str(self.folder), "none could be opened", "check the folder")
 
-    def picture(self, path: Path) -> Tensor:
-        """uint8 [3, size, size]: centre square, resized."""
-        if path not in self.decoded:
-            pixels = square(open_picture(path), self.cfg.size)
+    def picture(self, row: Row) -> Tensor:
+        """A picture as `opened`, kept in memory while there is room."""
+        if row.path not in self.decoded:
+            pixels = self.opened(row)
             if len(self.decoded) * pixels.numel() > MEMORY:
                 return pixels
-            self.decoded[path] = pixels
-        return self.decoded[path]
+            self.decoded[row.path] = pixels
+        return self.decoded[row.path]
+
+    def opened(self, row: Row) -> Tensor:
+        """uint8 [3, size, size]: centre square, resized."""
+        return square(open_picture(row.path), self.cfg.size)
 
     def crop(self, picture: Tensor, draws: np.random.Generator) -> Tensor:
         """A random square of the picture where the config asks for one."""

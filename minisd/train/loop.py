@@ -1,26 +1,32 @@
 """The only training loop. It knows nothing of diffusion: a task gives named losses, the loop does the rest."""
 
 import json
+import logging
 import math
-import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minisd.errors import INTERRUPTED, NUMERICAL, MinisdError
+from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
 from minisd.train import optim, state
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
 from minisd.train.draws import Draws
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
 class Task(Protocol):
@@ -49,39 +55,42 @@ class Run:
     cfg: TrainConfig
     seed: int
     state: state.State
-    bad_steps: int = 0
-    terms: dict[str, list[float]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # all that a run resumed from its checkpoints must share
+    bad_steps: int = 0                            # non-finite ones in a row
+    unlogged: dict[str, list[float]] = field(default_factory=dict)  # terms of the steps since the last row
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint records beside the state."""
+        return {"seed": self.seed, "settings": self.settings, "bad_steps": self.bad_steps, "unlogged": self.unlogged}
 
 
 def fit(run: Run) -> None:
-    """Train to `cfg.steps`, saving, previewing and logging on the way; leaves the averaged weights in the module."""
-    cfg, progress = run.cfg, tqdm(total=run.cfg.steps, initial=run.state.step, desc=run.folder.name, unit="step")
-    with interrupts() as interrupted, ThreadPoolExecutor(1) as reader, progress:
+    """Train to `cfg.steps`, logging, previewing and saving on the way; leaves the averaged weights in the module.
+
+    Rows are written before the checkpoint of their step, and those of later steps are dropped on resuming:
+    so each is there once, whenever the run was killed.
+    """
+    cfg = run.cfg
+    with interrupts() as interrupted, ThreadPoolExecutor(1) as reader, bar(run) as progress:
         ahead = prefetched(run, reader)
         while run.state.step < cfg.steps:
             update(run, ahead)
             progress.update()
-            look(run, progress)
-            stop, step = interrupted.is_set(), run.state.step  # asked once: a signal from here on is the next step's
-            if step % cfg.save_every == 0 or step == cfg.steps or stop:
-                state.commit(run.folder, run.state, cfg.keep, {"seed": run.seed})
+            stop = interrupted.is_set()           # asked once: a signal from here on belongs to the next step
+            report(run, progress, preview=not stop)
+            if due(run, cfg.save_every) or stop:
+                state.commit(run.folder, run.state, cfg.keep, run.note())
             if stop:
-                raise MinisdError("interrupted", str(run.folder), f"a signal came; step {step} is saved",
+                raise MinisdError("interrupted", str(run.folder), f"a signal came; step {run.state.step} is saved",
                                   "go on with --resume auto", INTERRUPTED)
     with torch.no_grad():
         for name, p in run.state.params.items():
             p.copy_(run.state.ema[name])
 
 
-def look(run: Run, progress: tqdm) -> None:
-    """Write what is due at this step: the mean losses since the last row; sample pictures and their measures."""
-    cfg, step = run.cfg, run.state.step
-    if step % cfg.log_every == 0 or step == cfg.steps:
-        log(run, {name: sum(v) / len(v) for name, v in run.terms.items()}, progress)
-        run.terms.clear()
-    if step % cfg.preview_every == 0 or step == cfg.steps:
-        with averaged(run.state):
-            log(run, run.task.preview(run.folder / "samples", step), progress)
+def due(run: Run, every: int) -> bool:
+    """Whether something with this period falls on the present step; all fall on the last. 0 = on that only."""
+    return run.state.step == run.cfg.steps or (every > 0 and run.state.step % every == 0)
 
 
 def prefetched(run: Run, reader: ThreadPoolExecutor) -> Iterator[tuple[Batch, Draws]]:
@@ -109,60 +118,67 @@ def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.dtype == "bf16"):
             losses = run.task.loss(batch, draws, current.step)
         (torch.stack(list(losses.values())).sum() / cfg.accumulate).backward()
-        for name, value in losses.items():
-            terms[name] = terms.get(name, 0.0) + value.item() / cfg.accumulate
-    norm = torch.nn.utils.clip_grad_norm_(current.params.values(), cfg.clip).item()
-    if math.isfinite(norm) and all(map(math.isfinite, terms.values())):
-        run.bad_steps = 0
+        for name, loss in losses.items():
+            terms[name] = terms.get(name, 0.0) + loss.item() / cfg.accumulate
+    terms["gradient"] = torch.nn.utils.clip_grad_norm_(current.params.values(), cfg.clip).item()
+    if all(map(math.isfinite, terms.values())):
         for group in current.optimizer.param_groups:
             group["lr"] = optim.learning_rate(current.step, cfg)
         current.optimizer.step()
         optim.average(current.ema, current.params, optim.ema_decay(current.step, cfg))
-        for name, number in (*terms.items(), ("gradient", norm)):
-            run.terms.setdefault(name, []).append(number)
+        run.bad_steps = 0
+        for name, value in terms.items():
+            run.unlogged.setdefault(name, []).append(value)
     else:
-        run.bad_steps += 1
-        run.terms.setdefault("skipped", []).append(1.0)
-        if run.bad_steps >= cfg.max_bad_steps:
-            raise MinisdError(f"{run.bad_steps} non-finite steps in a row", f"step {current.step}",
-                              f"losses {terms}, gradient {norm}",
-                              "lower the learning rate or use fp32; the last checkpoint is finite", NUMERICAL)
+        skip(run, terms)
     current.optimizer.zero_grad()
     current.step += 1
 
 
-def start(folder: Path, current: state.State, resume: str) -> list[str]:
-    """Bring a state to where a run folder stands: `auto` takes the newest checkpoint that verifies or starts afresh."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, notes = state.newest(folder)
-    if path is None and (resume != "auto" or notes):
-        raise MinisdError("nothing to resume", str(folder), "; ".join(notes) or "no checkpoint",
-                          "start with a new folder")
-    if path is not None:
-        current.restore(path, int(state.read_manifest(path)["step"]))  # type: ignore[call-overload]
-        notes.append(f"resumed from {path.name}")
-    trim(folder / "metrics.jsonl", current.step)
-    return notes
+def skip(run: Run, terms: Mapping[str, float]) -> None:
+    """Count a step that was not finite, and give up after too many in a row."""
+    run.bad_steps += 1
+    run.unlogged.setdefault("skipped", []).append(1.0)
+    log.warning("step %d is skipped, it is not finite: %s", run.state.step + 1, terms)
+    if run.bad_steps >= run.cfg.max_bad_steps:
+        raise MinisdError(f"{run.bad_steps} non-finite steps in a row", f"step {run.state.step + 1}", f"{dict(terms)}",
+                          "lower the learning rate or use fp32; the last checkpoint is finite", NUMERICAL)
 
 
-def trim(metrics: Path, step: int) -> None:
-    """Drop the rows that came after the resumed step, so that none is there twice."""
-    if metrics.is_file():
-        rows = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in rows if json.loads(line)["step"] <= step]
-        temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, metrics)
+def report(run: Run, progress: tqdm, preview: bool) -> None:
+    """Write what is due at this step: the means since the last row; sample pictures and their measures."""
+    if due(run, run.cfg.log_every):
+        counted = {"skipped": float(len(run.unlogged.pop("skipped", [])))}
+        means = {name: sum(values) / len(values) for name, values in run.unlogged.items()}
+        record(run, means | {name: n for name, n in counted.items() if n}, progress)
+        run.unlogged.clear()
+    if preview and due(run, run.cfg.preview_every):
+        try:
+            with averaged(run.state):
+                record(run, run.task.preview(run.folder / SAMPLES, run.state.step), progress)
+        except Exception as fault:                # pictures to look at must not end a run of hours
+            log.warning("no preview at step %d: %s", run.state.step, fault, exc_info=log.isEnabledFor(logging.DEBUG))
 
 
-def log(run: Run, values: dict[str, float], progress: tqdm) -> None:
-    """One row of metrics.jsonl: step, samples seen, learning rate, and the values."""
+def record(run: Run, values: Mapping[str, float], progress: tqdm) -> None:
+    """One row of metrics.jsonl: step, samples seen, learning rate, and the values, to six digits."""
     cfg, step = run.cfg, run.state.step
-    row = {"step": step, "samples": step * cfg.batch * cfg.accumulate, "lr": optim.learning_rate(step - 1, cfg),
-           **values}
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: round(v, 6) if name != "lr" else v for name, v in row.items()}) + "\n")
-    progress.set_postfix({name: f"{v:.3g}" for name, v in values.items()})
+    rates = {"lr": optim.learning_rate(step - 1, cfg)}
+    rounded = {name: float(f"{value:.6g}") for name, value in (rates | dict(values)).items()}
+    row = json.dumps({"step": step, "samples": step * cfg.batch * cfg.accumulate, **rounded})
+    try:
+        with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(row + "\n")
+    except OSError as fault:
+        raise MinisdError("cannot write the metrics", str(run.folder / METRICS), fault.strerror or str(fault),
+                          "free space and resume", RESOURCE) from fault
+    progress.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=sys.stderr.isatty())
+
+
+def bar(run: Run) -> tqdm:
+    """A progress bar; in a log file it moves twice a minute."""
+    return tqdm(total=run.cfg.steps, initial=run.state.step, desc=run.folder.name, unit="step",
+                mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
 
 @contextmanager
@@ -181,7 +197,7 @@ def averaged(current: state.State) -> Iterator[None]:
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Set by SIGTERM or SIGINT: the step in hand is finished and saved. A second signal ends at once."""
+    """Set by the signals that ask to stop: the step in hand is finished and saved. A second one ends at once."""
     event = threading.Event()
 
     def note(number: int, _: object) -> None:
@@ -189,7 +205,10 @@ def interrupts() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:             # `nohup` ignores SIGHUP, and means it
+            signal.signal(number, note)
     try:
         yield event
     finally:

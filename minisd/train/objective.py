@@ -37,7 +37,7 @@ class Objective:
 
     def question(self, x0: Tensor, noise: Tensor, t: Tensor) -> Question:
         """Latents [b, c, h, w], noise of the same shape, timesteps [b] -> Question."""
-        sigma = torch.as_tensor(self.table.sigmas, dtype=torch.float32, device=x0.device)[t]
+        sigma = torch.tensor(self.table.sigmas, dtype=torch.float32, device=x0.device)[t]
         a, b = 1 / (1 + sigma ** 2).sqrt(), sigma / (1 + sigma ** 2).sqrt()
         wide_a, wide_b = a[:, None, None, None], b[:, None, None, None]
         target = {"epsilon": lambda: noise, "x0": lambda: x0, "v": lambda: wide_a * noise - wide_b * x0}

@@ -1,79 +1,147 @@
 """From a stage of a recipe to a run of the loop: builds its task and data, holds the folder, exports the result."""
 
 import fcntl
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisd import store
-from minisd.clip import CLIPText
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.config import ModelConfig
+from minisd.errors import RESOURCE, MinisdError
+from minisd.text import tokenizer_of
 from minisd.train import loop, state
 from minisd.train.config import Recipe, Stage
-from minisd.train.data import Batch, Pictures, read_rows
+from minisd.train.data import Batch, Pictures, Row, read_rows
 from minisd.train.encoded import Encoded
+from minisd.train.resume import resume
+from minisd.train.tasks import model
 from minisd.train.tasks.clip import TrainCLIP
 from minisd.train.tasks.finetune import Finetune
-from minisd.train.tasks.model import take
 from minisd.train.tasks.vae import TrainVAE
-from minisd.vae import VAE
+
+MODEL, CACHE, FINISHED, LOCK = "model", "cache", "finished", "lock"
+COUNTED = 10_000                                  # captions whose length is looked at beforehand
 
 
-def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, resume: str) -> None:
+def train(recipe: Recipe, names: Sequence[str], data: Path, out: Path, how: str) -> None:
+    """Train the named stages, one after the other; `how` as in `resume`, `latest` being asked of the whole run."""
+    begun = [name for name in names if (out / name / FINISHED).is_file() or state.checkpoints(out / name)]
+    if how == "latest" and not begun:
+        raise MinisdError("nothing to resume", str(out), f"no checkpoint in {', '.join(names)}",
+                          "name the folder of an earlier run, or start one with --resume auto")
+    for name in names:
+        train_stage(recipe, recipe.stage(name), data, out, how)
+
+
+def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -> None:
     """Train one stage to its end and put its parts into `out/model`; a finished stage is left alone."""
-    folder, finished = out / stage.name, out / stage.name / "finished"
-    if finished.is_file():
+    folder = out / stage.name
+    if how in ("auto", "latest") and finished(folder, stage.train.steps):
         print(f"{stage.name}: finished before")
         return
     with locked(folder):
-        task, batches = build(recipe, stage, data, out)
-        current = state.State.new(task.trained(), stage.train)
-        if resume == "never" and state.checkpoints(folder):
-            raise MinisdError("the run folder holds checkpoints", str(folder), "--resume never was given",
-                              "name a new folder, or --resume auto", USAGE)
-        for note in loop.start(folder, current, "auto"):
+        anew = stage.finetune is not None and stage.finetune.start == "random"
+        model.check(out / MODEL, recipe.model, replaced=("unet",) if anew else ())
+        cfg = with_scale(recipe.model, out / MODEL)
+        pictures, held_out = sources(recipe, stage, data)
+        task, batches = build(recipe, stage, cfg, (pictures, held_out), out)
+        run = loop.Run(folder, task, batches, stage.train, recipe.seed, state.State.new(task.trained(), stage.train),
+                       settings(recipe, stage, cfg, pictures.rows))
+        for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
             print(f"{stage.name}: {note}")
         # Short sequences: the plain attention's backward pass is the faster one on the CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            loop.fit(loop.Run(folder, task, batches, stage.train, recipe.seed, current))
-        task.export(out / "model")
-        finished.touch()
+            loop.fit(run)
+        task.export(out / MODEL)
+        (folder / FINISHED).touch()
 
 
-def build(recipe: Recipe, stage: Stage, data: Path, out: Path) -> tuple[loop.Task, Callable[[list[int]], Batch]]:
+def finished(folder: Path, steps: int) -> bool:
+    """Whether a stage has come to its end, which a recipe may since have moved."""
+    there = state.checkpoints(folder)
+    return (folder / FINISHED).is_file() and (not there or state.number(there[0]) >= steps)
+
+
+def with_scale(cfg: ModelConfig, folder: Path) -> ModelConfig:
+    """The recipe's model with the latents' scale, which was measured at the end of the VAE's stage."""
+    if not (folder / store.CONFIG).is_file():
+        return cfg
+    return replace(cfg, latent_scale=store.read_config(folder).latent_scale)
+
+
+def sources(recipe: Recipe, stage: Stage, data: Path) -> tuple[Pictures, Pictures]:
+    """The pictures to train on, and those that are measured: held-out ones where there are any, whole and plain."""
+    plain = replace(stage.data, crop=0, plain_captions=1.0)
+    split = "holdout" if read_rows(data, plain, "holdout") else "train"
+    return Pictures(data, stage.data, recipe.seed), Pictures(data, plain, recipe.seed, split)
+
+
+def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, Pictures],
+          out: Path) -> tuple[loop.Task, Callable[[list[int]], Batch]]:
     """The task of a stage and the source of its batches."""
-    pictures = Pictures(data, stage.data, recipe.seed)
-    whole = replace(stage.data, crop=0)           # measures are taken on whole pictures
-    split = "holdout" if read_rows(data, whole, "holdout") else "train"
-    held_out = Pictures(data, whole, recipe.seed, split)
-    model = out / "model"
-    cfg = recipe.model
-    if (model / store.CONFIG).is_file():  # the scale was measured at the end of the VAE's stage
-        cfg = replace(cfg, latent_scale=store.read_config(model).latent_scale)
+    folder, (pictures, held_out) = out / MODEL, data
     if stage.vae is not None:
-        return TrainVAE(cfg, stage.vae, model, held_out, recipe.seed), pictures.batch
+        return TrainVAE(cfg, stage.vae, folder, held_out, recipe.seed), pictures.batch
     if stage.clip is not None:
-        return TrainCLIP(cfg, stage.clip, model, held_out, recipe.seed), pictures.batch
+        return TrainCLIP(cfg, stage.clip, folder, held_out, recipe.seed), pictures.batch
     assert stage.finetune is not None
-    vae = take(model, "vae")
-    text = None if stage.finetune.train_text else take(model, "text")
-    encoded, unseen = (Encoded(source, cast(VAE, vae), cast(CLIPText | None, text), out / "cache")
-                       for source in (pictures, held_out))
-    return Finetune(cfg, stage.finetune, model, encoded, unseen, recipe.preview, recipe.seed), encoded.batch
+    vae, text = model.take_vae(folder), model.take_text(folder)
+    frozen = None if stage.finetune.train_text else text
+    encoded, unseen = (Encoded(source, vae, frozen, out / CACHE) for source in data)
+    return Finetune(cfg, stage.finetune, folder, encoded, unseen, recipe.preview, recipe.seed), encoded.batch
+
+
+def settings(recipe: Recipe, stage: Stage, cfg: ModelConfig, rows: Sequence[Row]) -> dict[str, Any]:
+    """All that decides how a stage is trained, by dotted names: what a checkpoint is compared with."""
+    cfg = recipe.model if stage.finetune is None else cfg  # the scale of the latents matters to the denoiser alone
+    listed = hashlib.sha256()
+    for row in rows:
+        listed.update(f"{row.path.name} {row.captions}\n".encode("utf-8", "surrogatepass"))
+    data = {"rows": f"{len(rows)} ({listed.hexdigest()[:8]})"}
+    tree = {**asdict(stage), "model": asdict(cfg), "data": {**asdict(stage.data), **data}}
+    return {"seed": recipe.seed, **flat(tree)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def remarks(cfg: ModelConfig, pictures: Pictures, held_out: Pictures) -> Iterator[str]:
+    """What the user should know of the data before hours are spent on it."""
+    yield f"{len(pictures.rows)} pictures"
+    if held_out.split == pictures.split:
+        yield "none are held out: measures are taken on the training pictures"
+    tokenizer = tokenizer_of(cfg.text[0])
+    captions = list(islice((caption for row in pictures.rows for caption in row.captions), COUNTED))
+    long = [caption for caption in captions if len(tokenizer.tokenize(caption)) > tokenizer.room]
+    if long:
+        yield (f"{len(long)} of {len(captions)} captions have more than {tokenizer.room} tokens and are cut, such as "
+               f"“{long[0][:60]}…”")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder; the lock goes with the process, so a killed run never leaves a stale one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
-            raise MinisdError("another run holds this folder", str(folder), "two runs would overwrite each other",
+            file.seek(0)
+            raise MinisdError("another run holds this folder", str(folder), file.read(100).strip(),
                               "wait for it, or name another --out", RESOURCE) from fault
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
         yield

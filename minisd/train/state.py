@@ -8,16 +8,23 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minisd.errors import RESOURCE, MinisdError
+from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
 from minisd.train import optim
 from minisd.train.config import TrainConfig
+
+PREFIX, HIDDEN, MANIFEST = "checkpoint-", ".tmp-", "manifest.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BYTES = 4 * 4                                     # of one parameter: itself, its average and two moments, in float32
 
 
 @dataclass
@@ -35,90 +42,138 @@ class State:
         ema = {name: p.detach().clone() for name, p in params.items()}
         return cls(params, ema, optim.optimizer(params, cfg))
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint's files hold; a parameter that had no gradient yet has no moments."""
+        moments = {f"{name}:{key}": value.detach().reshape(-1) if value.ndim == 0 else value.detach()
+                   for name, p in self.params.items() for key, value in self.optimizer.state[p].items()}
+        return {"params": {name: p.detach() for name, p in self.params.items()}, "ema": self.ema, "optimizer": moments}
+
     def save(self, folder: Path) -> None:
-        moments = {}
-        for name, p in self.params.items():
-            for key, value in self.optimizer.state[p].items():
-                moments[f"{name}:{key}"] = value.detach().reshape(-1) if value.ndim == 0 else value.detach()
-        parts = {"params": {name: p.detach() for name, p in self.params.items()}, "ema": self.ema, "optimizer": moments}
-        for part, tensors in parts.items():
+        """Write the files, unless a number in them is not finite."""
+        for part, tensors in self.tensors().items():
+            bad = [name for name, t in tensors.items() if not t.isfinite().all()]
+            if bad:
+                raise MinisdError(f"{part} of step {self.step} are not finite, so it is not saved", bad[0],
+                                  f"{len(bad)} of {len(tensors)} tensors hold NaN or infinity",
+                                  "lower the learning rate or use fp32, and go on from the last checkpoint", NUMERICAL)
             save_file({name: t.contiguous() for name, t in tensors.items()}, folder / f"{part}.safetensors")
 
-    def restore(self, folder: Path, step: int) -> None:
-        params, ema = load_file(folder / "params.safetensors"), load_file(folder / "ema.safetensors")
-        if params.keys() != self.params.keys():
+    def restore(self, folder: Path) -> None:
+        """Take over a checkpoint that has been verified."""
+        params, ema, moments = (load_file(folder / f"{part}.safetensors") for part in ("params", "ema", "optimizer"))
+        there, here = ({(name, p.shape) for name, p in side.items()} for side in (params, self.params))
+        if there != here:
             raise MinisdError("the checkpoint belongs to another model", str(folder),
-                              f"{len(params.keys() ^ self.params.keys())} parameters differ", "use another run folder")
-        moments = load_file(folder / "optimizer.safetensors")
+                              f"{len({name for name, _ in there ^ here})} parameters differ, "
+                              f"the first {min(name for name, _ in there ^ here)}", "use another run folder", USAGE)
         with torch.no_grad():
             for name, p in self.params.items():
                 p.copy_(params[name])
                 self.ema[name].copy_(ema[name])
-                slots = self.optimizer.state[p] = {"step": moments[f"{name}:step"].reshape(())}
-                for key in ("exp_avg", "exp_avg_sq"):  # in the parameter's own memory format
-                    slots[key] = torch.empty_like(p).copy_(moments[f"{name}:{key}"].reshape(p.shape))
-        self.step = step
+                if f"{name}:step" in moments:
+                    self.optimizer.state[p] = {"step": moments[f"{name}:step"].reshape(())} | {
+                        key: torch.empty_like(p).copy_(moments[f"{name}:{key}"].reshape(p.shape)) for key in MOMENTS}
+        self.step = int(read_manifest(folder)["step"])
 
 
-def commit(run: Path, state: State, keep: int, note: dict[str, object]) -> Path:
+def commit(run: Path, state: State, keep: int, note: Mapping[str, Any]) -> Path:
     """Write `checkpoint-N` so that at every moment the newest verified one is loadable; then drop the oldest."""
-    target = run / f"checkpoint-{state.step}"
-    temporary = run / f".tmp-checkpoint-{state.step}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    target, temporary = run / f"{PREFIX}{state.step}", run / f"{HIDDEN}{PREFIX}{state.step}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
         state.save(temporary)
         files = {path.name: {"size": path.stat().st_size, "sha256": digest(path)}
                  for path in sorted(temporary.iterdir())}
         manifest = {"step": state.step, "files": files, "torch": torch.__version__, **note}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest["seal"] = seal(manifest)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync(path)
-        shutil.rmtree(target, ignore_errors=True)  # there only when it did not verify, or on a rerun of the same step
+        drop(target)                              # there only if it did not verify when the run was resumed
         temporary.rename(target)
         sync(run)
-    except OSError as fault:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise MinisdError("cannot save a checkpoint", str(target), fault.strerror or str(fault),
+        for old in [path for path in checkpoints(run) if number(path) <= state.step][keep:]:
+            drop(old)
+    except (OSError, SafetensorError) as fault:
+        raise MinisdError("cannot save a checkpoint", str(target), str(fault),
                           "free space and resume; the checkpoints before it are whole", RESOURCE) from fault
-    for old in checkpoints(run)[keep:]:
-        shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and why newer ones were skipped."""
-    skipped: list[str] = []
+def drop(checkpoint: Path) -> None:
+    """Remove a checkpoint that may be there; renamed first, so that half of one is never taken for a whole."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f"{HIDDEN}{checkpoint.name}-old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(run: Path) -> None:
+    """Remove what killed saves have left."""
+    for path in run.glob(f"{HIDDEN}{PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_space(run: Path, state: State, keep: int) -> None:
+    """There must be room for the checkpoints to be kept and the one being written, beside those that are there."""
+    size = BYTES * sum(p.numel() for p in state.params.values())
+    needed = (keep + 1 - len(checkpoints(run))) * size
+    free = shutil.disk_usage(run).free
+    if needed > free:
+        raise MinisdError("too little disk space for the checkpoints", str(run),
+                          f"{needed / 1e9:.1f} GB are needed for {keep} of {size / 1e9:.1f} GB and one being written, "
+                          f"{free / 1e9:.1f} GB are free",
+                          "free space, or keep fewer", RESOURCE)
+
+
+def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that verifies, and what is wrong with newer ones."""
+    skipped: dict[Path, str] = {}
     for path in checkpoints(run):
         fault = verify(path)
         if fault is None:
             return path, skipped
-        skipped.append(f"{path.name}: {fault}")
+        skipped[path] = fault
     return None, skipped
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = read_manifest(path)["files"]
-        for name, facts in files.items():
+        manifest = read_manifest(path)
+        if manifest["step"] != number(path) or manifest.get("seal", seal(manifest)) != seal(manifest):
+            return f"{MANIFEST} is not what was written"
+        for name, facts in manifest["files"].items():
             if (path / name).stat().st_size != facts["size"]:
                 return f"{name} has {(path / name).stat().st_size} bytes, the manifest says {facts['size']}"
             if digest(path / name) != facts["sha256"]:
                 return f"{name} is not what was written (sha256)"
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         return f"no readable manifest or file: {fault}"
     return None
 
 
-def read_manifest(path: Path) -> dict[str, dict]:
-    return json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+def read_manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """sha256 of all else that a manifest says."""
+    text = json.dumps({key: value for key, value in manifest.items() if key != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+    found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=number, reverse=True)
 
 
 def digest(path: Path) -> str:

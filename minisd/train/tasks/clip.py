@@ -19,6 +19,8 @@ from minisd.train.draws import Draws
 from minisd.train.tasks import model
 
 LARGEST_SCALE = math.log(100)                     # of the logits, as in the paper
+MEASURED = 1024                                   # held-out pictures among which each caption is sought
+TOGETHER = 64                                     # pictures looked at a time outside of training
 
 
 class Towers(nn.Module):
@@ -66,14 +68,14 @@ class TrainCLIP:
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """Share of held-out pictures whose plain caption is the first, or among the first five, of all of them."""
-        rows = self.held_out.rows
-        pixels = torch.stack([self.held_out.picture(row.path) for row in rows]).float() / 127.5 - 1
-        pictures = F.normalize(torch.cat([self.towers.vision(x) for x in pixels.split(64)]), dim=-1)
-        captions = F.normalize(self.towers.text(self.ids([row.captions[0] for row in rows])).pooled, dim=-1)
+        batch = self.held_out.batch(list(range(min(MEASURED, len(self.held_out.rows)))))
+        assert batch.pixels is not None
+        pictures = F.normalize(torch.cat([self.towers.vision(x) for x in batch.pixels.split(TOGETHER)]), dim=-1)
+        captions = F.normalize(self.towers.text(self.ids(batch.captions)).pooled, dim=-1)
         similarity = pictures @ captions.T
         rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
         first, five = (rank == 0).float().mean().item(), (rank < 5).float().mean().item()
-        return {"top1": first, "top5": five, "of": float(len(rows))}
+        return {"top1": first, "top5": five, "of": float(len(rank))}
 
     def export(self, folder: Path) -> None:
         """Both towers."""

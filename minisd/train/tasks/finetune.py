@@ -3,12 +3,15 @@ for the noise (or v), now and then without words so that guidance has something 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from minisd.clip import CLIPText, TextStates
 from minisd.config import ModelConfig
+from minisd.devices import pick_dtype
+from minisd.errors import USAGE, MinisdError
 from minisd.images import grid
 from minisd.pipeline import StableDiffusion
 from minisd.text import tokenizer_of
@@ -18,6 +21,10 @@ from minisd.train.draws import Draws
 from minisd.train.encoded import Encoded
 from minisd.train.objective import Objective, error
 from minisd.train.tasks import model
+from minisd.unet import UNet
+
+MEASURED = 128                                    # held-out pictures whose loss is taken
+COLUMNS, TOGETHER = 8, 8                          # of the sheet; pictures drawn at a time
 
 
 @dataclass
@@ -34,13 +41,23 @@ class Finetune:
     modules: nn.ModuleDict = field(init=False)
 
     def __post_init__(self) -> None:
+        if len(self.cfg.text) != 1:
+            raise MinisdError(f"a model with {len(self.cfg.text)} text encoders", "finetune",
+                              "one is trained with", "give a model with one", USAGE)
         random = self.options.start == "random"
         unet = model.new(self.cfg, "unet", self.seed) if random else model.take(self.model, "unet")
-        text = model.take(self.model, "text").requires_grad_(self.options.train_text)
+        text = model.take_text(self.model).requires_grad_(self.options.train_text)
         self.modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})  # type: ignore[call-overload]
-        self.tokenizer = tokenizer_of(self.cfg.text[0])
         self.objective = Objective(self.cfg.noise, self.cfg.prediction, self.options.min_snr, self.options.shift)
-        self.empty = self.data.words("") if not self.options.train_text else None
+        self.empty = None if self.options.train_text else self.data.words("")
+
+    @property
+    def unet(self) -> UNet:
+        return cast(UNet, self.modules["unet"])
+
+    @property
+    def text(self) -> CLIPText:
+        return cast(CLIPText, self.modules["text"])
 
     def trained(self) -> nn.Module:
         return self.modules
@@ -51,43 +68,47 @@ class Finetune:
     def error(self, batch: Batch, draws: Draws, empty_captions: float) -> Tensor:
         """Weighted squared error of the prediction: a scalar."""
         assert batch.latents is not None
-        latent_noise, noise = draws.normal(*batch.latents.mean.shape[1:]), draws.normal(*batch.latents.mean.shape[1:])
+        shape = batch.latents.mean.shape[1:]
+        latent_noise, noise = draws.normal(*shape), draws.normal(*shape)
         u, dropped = draws.uniform(), draws.uniform() < empty_captions
-        if self.options.offset_noise:  # a constant per channel, so that overall brightness is learnt too
-            noise = noise + self.options.offset_noise * draws.normal(noise.shape[1], 1, 1)
+        if self.options.offset_noise:             # a constant per channel, so that overall brightness is learnt too
+            noise = noise + self.options.offset_noise * draws.normal(shape[0], 1, 1)
         x0 = self.cfg.latent_scale * batch.latents.sample(latent_noise)
         x, t, target, weight = self.objective.question(x0, noise, self.objective.timesteps(u))
         states = self.states(batch, dropped)
         label = states.pooled if self.cfg.pooled_label else None
-        out = self.modules["unet"](x.contiguous(memory_format=torch.channels_last), t, states.hidden, label)
+        out = self.unet(x.contiguous(memory_format=torch.channels_last), t, states.hidden, label)
         return error(out, target, weight)
 
     def states(self, batch: Batch, dropped: Tensor) -> TextStates:
         """Text states of the captions, of no words where `dropped`."""
         if self.empty is None:
             captions = ["" if none else caption for none, caption in zip(dropped.tolist(), batch.captions, strict=True)]
-            ids = torch.tensor([self.tokenizer.encode(caption, truncate=True) for caption in captions])
-            return self.modules["text"](ids)
+            tokenizer = tokenizer_of(self.text.cfg)
+            return self.text(torch.tensor([tokenizer.encode(caption, truncate=True) for caption in captions]))
         assert batch.states is not None
         return TextStates(torch.where(dropped[:, None, None], self.empty.hidden, batch.states.hidden),
                           torch.where(dropped[:, None], self.empty.pooled, batch.states.pooled))
 
-    @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of the recipe's prompts, and the loss on held-out pictures at fixed noise and timesteps."""
-        shown, cfg = self.shown, self.cfg
-        text: CLIPText = self.modules["text"]  # type: ignore[assignment]
-        pipe = StableDiffusion(cfg, self.modules["unet"], self.data.vae, (text,))  # type: ignore[arg-type]
+        """A sheet of the recipe's prompts, and the loss on held-out pictures at fixed noise and timesteps.
+
+        Drawn in the precision that a user of this machine gets, with the float32 weights behind it.
+        """
+        shown, dtype = self.shown, pick_dtype("auto", torch.device("cpu"))
         if shown.prompts:
-            pictures = pipe.txt2img(list(shown.prompts), steps=shown.steps, cfg=shown.guidance, sampler=shown.sampler,
-                                    seed=shown.seed)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                drawn = StableDiffusion(self.cfg, self.unet, self.data.vae, (self.text,)).txt2img(
+                    shown.prompts, steps=shown.steps, cfg=shown.guidance, sampler=shown.sampler, seed=shown.seed,
+                    batch=TOGETHER)
             folder.mkdir(parents=True, exist_ok=True)
-            grid(pictures, columns=8).save(folder / f"{step:07d}.png")
+            grid(drawn, COLUMNS).save(folder / f"{step:07d}.png")
         return {"held_out": self.measure()}
 
+    @torch.no_grad()
     def measure(self) -> float:
         """Denoising error on held-out pictures; their noise and timesteps are the same every time."""
-        numbers = list(range(min(128, len(self.held_out.pictures.rows))))
+        numbers = list(range(min(MEASURED, len(self.held_out.pictures.rows))))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.error(self.held_out.batch(numbers), Draws(self.seed, numbers), 0.0).item()
 

@@ -1,21 +1,32 @@
 """The model folder that the stages of a recipe share: each takes parts that are there, adds or replaces its own."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from minisd import store
+from minisd.clip import CLIPText
 from minisd.config import ModelConfig
-from minisd.errors import MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.vae import VAE
+
+T = TypeVar("T")
+
+
+def seeded(seed: int, make: Callable[[], T]) -> T:
+    """What is made with random weights, from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 def new(cfg: ModelConfig, name: str, seed: int) -> nn.Module:
     """A part with random weights that follow from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = store.parts(cfg)[name]()
+    module = seeded(seed, store.parts(cfg)[name])
     if name == "unet":
         silence(module)
     return module
@@ -34,12 +45,37 @@ def present(folder: Path, name: str) -> bool:
     return (folder / f"{name}.safetensors").is_file()
 
 
+def shapes(cfg: ModelConfig) -> dict[str, object]:
+    """The config of each part, by the part's name."""
+    texts = {"text" if n == 1 else f"text_{n}": text for n, text in enumerate(cfg.text, start=1)}
+    return {"unet": cfg.unet, "vae": cfg.vae, "vision": cfg.vision, **texts}
+
+
+def check(folder: Path, cfg: ModelConfig, replaced: tuple[str, ...] = ()) -> None:
+    """The parts that are there must be the recipe's, but for those that a stage makes anew."""
+    if not (folder / store.CONFIG).is_file():
+        return
+    here = shapes(store.read_config(folder))
+    for name, wanted in shapes(cfg).items():
+        if name not in replaced and present(folder, name) and here.get(name) != wanted:
+            raise MinisdError(f"the model's {name} is not the recipe's", str(folder), f"{here.get(name)}, but {wanted}",
+                              "give another --out, or the recipe that the model was made by", USAGE)
+
+
 def take(folder: Path, name: str) -> nn.Module:
     """A part that an earlier stage has left, in float32."""
     if not present(folder, name):
         raise MinisdError(f"the model has no {name} yet", str(folder), "an earlier stage of the recipe makes it",
-                          "run the stages in their order")
+                          "run the stages in their order", USAGE)
     return store.load_modules(folder, (name,))[1][name]
+
+
+def take_vae(folder: Path) -> VAE:
+    return cast(VAE, take(folder, "vae").requires_grad_(False))
+
+
+def take_text(folder: Path) -> CLIPText:
+    return cast(CLIPText, take(folder, "text"))
 
 
 def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Module:
@@ -48,7 +84,10 @@ def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Modu
 
 
 def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module]) -> None:
-    """Write parts beside those that are there."""
-    others = [name for name in store.parts(cfg) if present(folder, name) and name not in modules]
-    kept = {name: take(folder, name) for name in others}
-    store.save(folder, cfg, {**kept, **modules})
+    """Write parts beside those that are there, each file whole or not at all, the config last."""
+    fresh = folder.with_name(f".tmp-{folder.name}-parts-{os.getpid()}")
+    store.save(fresh, cfg, modules)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{part}.safetensors" for part in modules), store.CONFIG):
+        os.replace(fresh / name, folder / name)
+    fresh.rmdir()

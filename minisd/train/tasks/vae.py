@@ -3,6 +3,7 @@ reconstruction and KL, and a patch discriminator that is fed once the reconstruc
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +15,17 @@ from minisd.images import grid, to_images
 from minisd.train.config import VAETask
 from minisd.train.data import Batch, Pictures
 from minisd.train.draws import Draws
+from minisd.train.perceptual import LPIPS, load_lpips
 from minisd.train.tasks import model
 from minisd.vae import VAE
 
-PREVIEWED = 128                                   # held-out pictures that are measured
-SHOWN = 24                                        # of which so many are drawn
+MEASURED, SHOWN = 128, 24                         # held-out pictures that are measured, and drawn
+SPREAD = 1024                                     # held-out pictures whose latents give the scale
+TOGETHER = 16                                     # pictures encoded at a time outside of training
 
 
 class PatchCritic(nn.Module):
-    """PatchGAN (Isola et al. 2017): one verdict per patch of 34 pixels: [b, 3, h, w] -> [b, 1, h/4, w/4]."""
+    """PatchGAN (Isola et al. 2017): one verdict per patch of 34 pixels: [b, 3, h, w] -> [b, 1, h/4 - 2, w/4 - 2]."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -46,6 +49,7 @@ class TrainVAE:
     held_out: Pictures
     seed: int
     modules: nn.ModuleDict = field(init=False)
+    perceptual: LPIPS | None = field(init=False)
 
     def __post_init__(self) -> None:
         vae = model.take_or_new(self.model, self.cfg, "vae", self.seed)
@@ -53,11 +57,12 @@ class TrainVAE:
         if self.options.decoder_only:
             self.vae.encoder.requires_grad_(False)
         if self.options.adversary:
-            self.modules["critic"] = PatchCritic()
+            self.modules["critic"] = model.seeded(self.seed, PatchCritic)
+        self.perceptual = load_lpips(Path(self.options.perceptual)) if self.options.perceptual else None
 
     @property
     def vae(self) -> VAE:
-        return self.modules["vae"]  # type: ignore[return-value]
+        return cast(VAE, self.modules["vae"])
 
     def trained(self) -> nn.Module:
         return self.modules
@@ -71,6 +76,8 @@ class TrainVAE:
         terms = {"l1": (out - x).abs().mean(), "l2": options.l2 * F.mse_loss(out, x)}
         if not options.decoder_only:
             terms["kl"] = options.kl * posterior.float().kl()
+        if self.perceptual is not None:
+            terms["perceptual"] = options.perceptual_weight * self.perceptual(out, x).mean()
         if options.adversary and step >= options.adversary_from:
             terms |= self.adversary(x, out)
         return terms
@@ -87,11 +94,11 @@ class TrainVAE:
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """PSNR on held-out pictures through the mean of their latents, and a sheet: picture above reconstruction."""
-        pixels = self.held_out.batch(list(range(min(PREVIEWED, len(self.held_out.rows))))).pixels
-        assert pixels is not None
-        outs = torch.cat([self.vae.decode(self.vae.encode(x).mean) for x in pixels.split(16)]).clamp(-1, 1)
+        pixels = self.pixels(MEASURED)
+        outs = torch.cat([self.vae.decode(self.vae.encode(x).mean) for x in pixels.split(TOGETHER)]).clamp(-1, 1)
         pairs = torch.stack([pixels[:SHOWN], outs[:SHOWN]], dim=1).flatten(0, 1)
-        grid(to_images(pairs), columns=12).save(ready(folder) / f"{step:07d}.png")
+        folder.mkdir(parents=True, exist_ok=True)
+        grid(to_images(pairs), columns=12).save(folder / f"{step:07d}.png")
         return {"psnr": psnr(outs, pixels)}
 
     def export(self, folder: Path) -> None:
@@ -102,17 +109,16 @@ class TrainVAE:
     @torch.no_grad()
     def spread(self) -> float:
         """Standard deviation of the latents of held-out pictures."""
-        pixels = self.held_out.batch(list(range(len(self.held_out.rows)))).pixels
+        return torch.cat([self.vae.encode(x).mean for x in self.pixels(SPREAD).split(TOGETHER)]).std().item()
+
+    def pixels(self, most: int) -> Tensor:
+        """Some held-out pictures, the same every time: [n, 3, size, size]."""
+        pixels = self.held_out.batch(list(range(min(most, len(self.held_out.rows))))).pixels
         assert pixels is not None
-        return torch.cat([self.vae.encode(x).mean for x in pixels.split(16)]).std().item()
+        return pixels
 
 
 def psnr(outs: Tensor, pixels: Tensor) -> float:
     """Peak signal to noise in dB, the mean over pictures; both [b, 3, h, w] in [-1, 1]."""
     mse = ((outs - pixels) / 2).square().mean(dim=(1, 2, 3))
     return (-10 * mse.log10()).mean().item()
-
-
-def ready(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
