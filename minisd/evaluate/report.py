@@ -65,7 +65,7 @@ def evaluate(options: Options, recipe: Recipe | None = None) -> Report:
         "last_seed": drawings[-1].seed, "batch": options.batch,
         "device": sd.device.type, "dtype": str(sd.dtype).removeprefix("torch."),
         "concepts": len(asked.questions), "unseen_combinations": sum(q.held_out for q in asked.questions),
-        "questions_sha256": exam.fingerprint(row for question in asked.questions for row in (question.real, question.seen)),
+        "questions_sha256": exam.fingerprint(row for q in asked.questions for row in (q.real, q.seen)),
         "held_out_sha256": exam.fingerprint(asked.unseen),
     }
     return written(Report(tuple(figures), protocol), sheets, options.out)
