@@ -1,5 +1,6 @@
 """minisd needs nothing but its core dependencies: no peers, no network, and no torch until something is drawn."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,8 @@ assert image.size == (64, 64)
 def run(program: str, *arguments: str) -> None:
     """Run a program in a fresh Python; its error is the test's."""
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # on a busy machine, threads that wait for each other take minutes
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
