@@ -40,7 +40,7 @@ class PictureAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [b, c, h, w] -> [b, c, h, w]
         tokens = to_tokens(self.norm(x))
-        return x + to_image(self.attn(tokens, tokens), x)
+        return to_image(self.attn(tokens, tokens), x) + x  # in this order the layout, and so every bit, is diffusers'
 
 
 class Mid(nn.Module):

@@ -57,7 +57,7 @@ def assert_same_layers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor],
 
 def paired(rows: Iterable[Row], blocks: Iterable[Block], column: int) -> dict[str, str]:
     """Our modules and the reference's, by the key table: every module with a weight, and every block of them."""
-    tensors = [names for row in rows for names in zip(row.ours, row.theirs, strict=True)]
+    tensors = [names for row in rows if row.ours for names in zip(row.ours, row.theirs, strict=True)]
     modules = {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for ours, theirs in tensors}
     return modules | {block.paths[0]: block.paths[column] for block in blocks if all(block.paths)}
 

@@ -80,6 +80,6 @@ def vision_like(ours: CLIPVision) -> CLIPVisionModelWithProjection:
 
 
 def carry(ours: nn.Module, theirs: Peer, rows: list[Row]) -> Peer:
-    """Our weights into the reference, strictly."""
-    theirs.load_state_dict(from_ours(ours.state_dict(), rows))
+    """Our weights, not copies of them, into the reference, strictly."""
+    theirs.load_state_dict(from_ours(ours.state_dict(), rows), assign=True)
     return theirs.requires_grad_(False).eval()
