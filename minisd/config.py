@@ -34,6 +34,8 @@ class UNetConfig:
             raise ValueError(f"{len(self.widths)} widths but {len(self.depths)} depths: one of each per stage")
         if (self.heads is None) == (self.head_dim is None):
             raise ValueError(f"heads={self.heads} and head_dim={self.head_dim}: give exactly one of them")
+        if self.mid_depth is not None and self.mid_depth < 1:
+            raise ValueError(f"mid_depth={self.mid_depth}: at least 1, or None for no mid block")
         for width in self.widths:
             if width % self.groups or width % (self.heads or self.head_dim or 1):
                 raise ValueError(f"width {width} is not a multiple of {self.groups} groups and of the heads")
