@@ -1,9 +1,120 @@
-"""PyTorch's zip checkpoints (.ckpt, .pt, .bin), read without torch's unpickler. Not finished."""
+"""PyTorch's zip checkpoints (.ckpt, .pt, .bin) without torch's unpickler: whole by their checksums, and never run.
 
+Entries are stored, not deflated, and lie apart from each other; `pickled` tells what the pickle says; every tensor is
+checked to lie within its storage. What is not weights (callbacks, optimizer states, counters) is left alone and noted.
+"""
+
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from weights_convert.mapped import Mapped
+from weights_convert.archive import Item, read_archive
+from weights_convert.mapped import CHUNK, Mapped, shown
+from weights_convert.pickled import Machine, Malformed
+from weights_convert.pieces import CALLS, Piece, storage
+
+LONGEST_PICKLE, LONGEST_NAME = 2 ** 24, 500
+THREADS = 4
 
 
 def read(file: Mapped) -> tuple[dict[str, Tensor], list[str]]:
-    raise file.refused(".ckpt files are not read yet")
+    """The weights of a checkpoint under their names, and notes on what else is in it."""
+    items, has_digests = read_archive(file)
+    root = root_of(file, items)
+    script = items[f"{root}/data.pkl"]
+    if script.size > LONGEST_PICKLE:
+        raise file.refused("the checkpoint's description is too long",
+                           f"data.pkl has {script.size:,} bytes, at most {LONGEST_PICKLE:,} are read")
+    if has_digests:
+        check_digests(file, [script])
+    order = items.get(f"{root}/byteorder")
+    if order is not None and file.memory[order.begin:order.end] != b"little":
+        raise file.refused("the checkpoint was written on a big-endian machine, which is not read")
+    machine = Machine(CALLS, partial(storage, items, root))
+    try:
+        pieces, notes = weights(machine.run(file.memory[script.begin:script.end]))
+    except Malformed as fault:
+        raise file.refused("the checkpoint cannot be read", shown(fault, 300),
+                           "copy or download it again") from fault
+    if sum(prod(piece.shape) * piece.dtype.itemsize for piece in pieces.values()) > 2 * len(file):
+        raise file.refused("the tensors are larger than the file", "many are views of the same few bytes")
+    if has_digests:
+        check_digests(file, {piece.item for piece in pieces.values()}, pieces)
+    else:
+        notes.append("it was written without checksums: that it is whole cannot be proven")
+    return build(file, pieces), notes
+
+
+def root_of(file: Mapped, items: dict[str, Item]) -> str:
+    """The folder within the archive that has everything."""
+    roots = [name.removesuffix("/data.pkl") for name in items if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        listed = ", ".join(shown(name) for name in list(items)[:5])
+        raise file.refused("a zip archive, but not a PyTorch checkpoint", f"{len(roots)} data.pkl in it: {listed}",
+                           "unpack it, if it is a packed folder")
+    return roots[0]
+
+
+def check_digests(file: Mapped, items: Iterable[Item], pieces: dict[str, Piece] | None = None) -> None:
+    """Every item has to have the checksum that the archive gives of it."""
+    listed = list(items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        wrong = {item.name for item, whole in zip(listed, pool.map(partial(is_whole, file), listed), strict=True)
+                 if not whole}
+    if wrong:
+        lost = [name for name, piece in (pieces or {}).items() if piece.item.name in wrong]
+        names = ", ".join(shown(name) for name in lost[:5]) or "its description data.pkl"
+        raise file.refused("the checkpoint is damaged", f"the checksum of {names} is wrong "
+                           f"({len(wrong)} of {len(listed)} entries)", "copy or download it again")
+
+
+def is_whole(file: Mapped, item: Item) -> bool:
+    crc = 0
+    with memoryview(file.memory) as memory:
+        for at in range(item.begin, item.end, CHUNK):
+            crc = zlib.crc32(memory[at:min(at + CHUNK, item.end)], crc)
+    return crc == item.crc
+
+
+def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:
+    """The tensors of `state_dict`, or of the top where there is none, and notes on all else."""
+    if type(content) is not dict:
+        raise Malformed("it holds no dictionary of weights; a whole module may have been saved, not its state_dict")
+    state, notes = content, []
+    if "state_dict" in content:
+        state = content["state_dict"]
+        if rest := [shown(key) for key in content if type(key) is str and key != "state_dict"]:
+            notes.append(f"ignored beside state_dict: {', '.join(rest[:20])}")
+        if type(state) is not dict:
+            raise Malformed("its state_dict is no dictionary")
+    if any(type(key) is not str and type(value) is Piece for key, value in state.items()):
+        raise Malformed("tensors whose names are no text")
+    pieces = {key: value for key, value in state.items() if type(value) is Piece}
+    other = [shown(key) for key, value in state.items() if type(key) is str and type(value) is not Piece]
+    if not pieces:
+        raise Malformed(f"no tensors in it, only {', '.join(other[:10]) or 'nothing'}")
+    if other:
+        notes.append(f"ignored, as they are no tensors: {', '.join(other[:20])}")
+    if odd := next((key for key in pieces if not key.isprintable() or len(key) > LONGEST_NAME), None):
+        raise Malformed(f"the name {shown(odd)!r} is too long or not printable")
+    return pieces, notes
+
+
+def build(file: Mapped, pieces: dict[str, Piece]) -> dict[str, Tensor]:
+    """Views of the mapped file; tensors of one storage still share it."""
+    held: dict[tuple[Item, torch.dtype], Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, (item, dtype, offset, shape, stride) in pieces.items():
+        if not prod(shape):
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        if (item, dtype) not in held:
+            held[item, dtype] = file.tensor(dtype, (item.size // dtype.itemsize,), item.begin)
+        tensors[name] = held[item, dtype].as_strided(shape, stride, offset)
+    return tensors

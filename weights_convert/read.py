@@ -40,7 +40,7 @@ class Checkpoint:
     `notes` are sentences about what was ignored or is unusual.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
     metadata: dict[str, str]
     notes: list[str]
     format: Literal["safetensors", "ckpt"]
