@@ -1,5 +1,6 @@
 """`python -m minisd.generate "a red apple"`: pictures from words, as PNG files that say how they were made."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,8 @@ def run(options: Options) -> None:
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
 
+    # Threads that wait by spinning make this twelve times slower beside another busy process; torch reads it once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from minisd.store import embedded, find, fingerprint, load
     folder = find(options.model) if options.model else embedded(drawn.model if drawn else MODEL)
     sha256 = fingerprint(folder)

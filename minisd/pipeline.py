@@ -22,9 +22,11 @@ from minisd.samplers.recipes import sampler as recipe_of
 from minisd.text import encode_prompts, tokenizer_of
 from minisd.unet import UNet
 from minisd.vae import VAE
+from minisd.vae_tiling import decode_in_strips
 
 log = logging.getLogger(__name__)
 
+WHOLE = 1 << 20                                   # pixels that the VAE decodes at once; a larger picture is in strips
 OnStep = Callable[[Tensor, Interval], Tensor]
 
 
@@ -119,11 +121,11 @@ class StableDiffusion:
     def _decode(self, z: Tensor, drawings: Sequence[Drawing]) -> Tensor:
         """Latents to pictures; those that half precision makes NaN or infinite are done again in float32."""
         dtype = self.vae.decoder.conv_in.weight.dtype
-        pictures = self.vae.decode(z.to(dtype)).float()
+        pictures = _pictures(self.vae, z.to(dtype))
         bad = ~pictures.isfinite().flatten(1).all(dim=1)
         if dtype != torch.float32 and bad.any():
             log.warning("the VAE overflowed in %s: decoding again in float32", _name(dtype))
-            pictures[bad] = copy.deepcopy(self.vae).float().decode(z[bad].float())
+            pictures[bad] = _pictures(copy.deepcopy(self.vae).float(), z[bad].float())
         self._must_be_finite(pictures, "picture", drawings)
         return pictures
 
@@ -138,6 +140,14 @@ class StableDiffusion:
                           f"computed in {_name(self.dtype)} with guidance {one.guidance:g}",
                           "take another copy of the model" if weights else "try --dtype float32 or less guidance",
                           NUMERICAL)
+
+
+def _pictures(vae: VAE, z: Tensor) -> Tensor:
+    """Latents decoded in bounded memory: [b, c, h, w] -> [b, 3, 8h, 8w] in float32."""
+    pixels = z.shape[2] * z.shape[3] * vae.cfg.factor ** 2
+    if pixels > WHOLE:
+        return decode_in_strips(vae, z).float()
+    return torch.cat([vae.decode(part).float() for part in z.split(WHOLE // pixels)])
 
 
 def _stack(pairs: Sequence[Conditioning], row: int) -> Conditioning:

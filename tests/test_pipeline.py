@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minisd import images, store
+from minisd import images, pipeline, store
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval
@@ -113,6 +113,14 @@ def test_options_out_of_range_are_refused(sd: StableDiffusion, options: dict[str
     with pytest.raises(MinisdError) as fault:
         sd.txt2img("a", **options)
     assert fault.value.code == USAGE
+
+
+@pytest.mark.parametrize("whole", [64 * 64 - 1, 64 * 64, 2 * 64 * 64])
+def test_the_vae_in_strips_or_parts_makes_the_same_picture(sd: StableDiffusion, whole: int,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sd.txt2img("a", steps=1, count=3)
+    monkeypatch.setattr(pipeline, "WHOLE", whole)
+    assert max(map(difference, sd.txt2img("a", steps=1, count=3), expected)) <= 1
 
 
 def test_steps_are_shown_as_they_go(sd: StableDiffusion) -> None:
