@@ -20,7 +20,8 @@ class Purpose(IntEnum):
 
 def stream(seed: int, n: int, purpose: Purpose) -> np.random.Generator:
     """The random stream of sample n for one purpose."""
-    return np.random.Generator(np.random.Philox(key=[seed, (n << 2) + purpose]))
+    key = np.array([seed, (n << 2) + purpose], dtype=np.uint64)  # a list would pass large seeds through floats
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 class Draws:

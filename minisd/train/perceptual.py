@@ -70,12 +70,12 @@ def load_lpips(path: Path) -> LPIPS:
         raise MinisdError("the weights of LPIPS cannot be read", str(path), str(fault),
                           "give a safetensors file, or leave `perceptual` out") from fault
     found = {f"lins.{m['lin']}.weight" if m["lin"] else f"convs.{m['place']}.{m['kind']}": t for m, t in matches if m}
-    with torch.device("meta"):
-        lpips = LPIPS()
-    missing = sorted(lpips.state_dict().keys() - found.keys())
-    if missing:
-        raise MinisdError("the file does not hold all weights of LPIPS", str(path), f"missing {', '.join(missing[:5])}",
-                          "join VGG16's and the five lin layers' weights in one file")
     lpips = LPIPS()
-    lpips.load_state_dict({name: found[name] for name in lpips.state_dict()})
+    wanted = lpips.state_dict()
+    faults = [name for name, t in wanted.items() if name not in found or found[name].shape != t.shape]
+    if faults:
+        raise MinisdError("the file does not hold the weights of LPIPS", str(path),
+                          f"{len(faults)} are missing or of another shape, the first {faults[0]}",
+                          "join VGG16's and the five lin layers' weights in one file")
+    lpips.load_state_dict({name: found[name] for name in wanted})
     return lpips.requires_grad_(False).eval()
