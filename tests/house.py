@@ -62,7 +62,8 @@ FLOORS = (
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),
-    Floor("converter", ("weights_convert",), ("minisd.config", "minisd.errors")),
+    # The converter writes tokenizer files from our merges, and reads native configs strictly, by the schema.
+    Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
     Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
