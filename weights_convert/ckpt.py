@@ -5,7 +5,6 @@ checked to lie within its storage. What is not weights (callbacks, optimizer sta
 """
 
 import zlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
@@ -21,6 +20,7 @@ from weights_convert.pieces import CALLS, Piece, storage
 
 LONGEST_PICKLE, LONGEST_NAME = 2 ** 24, 500
 THREADS = 4
+MOST_OPCODES = 600_000                              # some 35 for a tensor
 
 
 def read(file: Mapped) -> tuple[dict[str, Tensor], list[str]]:
@@ -31,12 +31,13 @@ def read(file: Mapped) -> tuple[dict[str, Tensor], list[str]]:
     if script.size > LONGEST_PICKLE:
         raise file.refused("the checkpoint's description is too long",
                            f"data.pkl has {script.size:,} bytes, at most {LONGEST_PICKLE:,} are read")
-    if has_digests:
-        check_digests(file, [script])
+    if has_digests and damaged(file, [script]):
+        raise file.refused("the checkpoint is damaged", "the checksum of its description data.pkl is wrong",
+                           "copy or download it again")
     order = items.get(f"{root}/byteorder")
     if order is not None and file.memory[order.begin:order.end] != b"little":
         raise file.refused("the checkpoint was written on a big-endian machine, which is not read")
-    machine = Machine(CALLS, partial(storage, items, root))
+    machine = Machine(CALLS, partial(storage, items, root), min(50_000 + 100 * len(items), MOST_OPCODES))
     try:
         pieces, notes = weights(machine.run(file.memory[script.begin:script.end]))
     except Malformed as fault:
@@ -45,7 +46,7 @@ def read(file: Mapped) -> tuple[dict[str, Tensor], list[str]]:
     if sum(prod(piece.shape) * piece.dtype.itemsize for piece in pieces.values()) > 2 * len(file):
         raise file.refused("the tensors are larger than the file", "many are views of the same few bytes")
     if has_digests:
-        check_digests(file, {piece.item for piece in pieces.values()}, pieces)
+        check_digests(file, pieces)
     else:
         notes.append("it was written without checksums: that it is whole cannot be proven")
     return build(file, pieces), notes
@@ -61,25 +62,28 @@ def root_of(file: Mapped, items: dict[str, Item]) -> str:
     return roots[0]
 
 
-def check_digests(file: Mapped, items: Iterable[Item], pieces: dict[str, Piece] | None = None) -> None:
-    """Every item has to have the checksum that the archive gives of it."""
-    listed = list(items)
+def check_digests(file: Mapped, pieces: dict[str, Piece]) -> None:
+    """Every tensor has to have the checksum that the archive gives of its storage."""
+    items = list({piece.item for piece in pieces.values()})
     with ThreadPoolExecutor(THREADS) as pool:
-        wrong = {item.name for item, whole in zip(listed, pool.map(partial(is_whole, file), listed), strict=True)
-                 if not whole}
+        wrong = set().union(*pool.map(partial(damaged, file), [items[n::THREADS] for n in range(THREADS)]))
     if wrong:
-        lost = [name for name, piece in (pieces or {}).items() if piece.item.name in wrong]
-        names = ", ".join(shown(name) for name in lost[:5]) or "its description data.pkl"
-        raise file.refused("the checkpoint is damaged", f"the checksum of {names} is wrong "
-                           f"({len(wrong)} of {len(listed)} entries)", "copy or download it again")
+        lost = [shown(name) for name, piece in pieces.items() if piece.item.name in wrong]
+        raise file.refused("the checkpoint is damaged", f"the checksums of {len(lost)} tensors are wrong: "
+                           f"{', '.join(lost[:5])}", "copy or download it again")
 
 
-def is_whole(file: Mapped, item: Item) -> bool:
-    crc = 0
+def damaged(file: Mapped, items: list[Item]) -> set[str]:
+    """Names of the items whose bytes have another checksum."""
+    wrong = set()
     with memoryview(file.memory) as memory:
-        for at in range(item.begin, item.end, CHUNK):
-            crc = zlib.crc32(memory[at:min(at + CHUNK, item.end)], crc)
-    return crc == item.crc
+        for item in items:
+            crc = 0
+            for at in range(item.begin, item.end, CHUNK):
+                crc = zlib.crc32(memory[at:min(at + CHUNK, item.end)], crc)
+            if crc != item.crc:
+                wrong.add(item.name)
+    return wrong
 
 
 def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:

@@ -10,7 +10,6 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MOST_OPCODES = 1_000_000
 Calls = Mapping[str, Callable[[tuple[Any, ...]], Any]]
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 FRESH: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
@@ -44,10 +43,11 @@ class Stub:
 
 
 class Machine:
-    """Runs one pickle: `calls` are all that can happen, `persistent` reads what it says lies outside of it."""
+    """Follows one pickle: `calls` are all that can happen, `persistent` reads what it says lies outside of it,
+    `most` is how many instructions it may have."""
 
-    def __init__(self, calls: Calls, persistent: Callable[[Any], Any]) -> None:
-        self.calls, self.persistent = calls, persistent
+    def __init__(self, calls: Calls, persistent: Callable[[Any], Any], most: int) -> None:
+        self.calls, self.persistent, self.most = calls, persistent, most
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []          # the stacks under each open mark
         self.memo: dict[int, Any] = {}
@@ -55,8 +55,8 @@ class Machine:
     def run(self, data: bytes) -> Any:
         try:
             for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
-                if count > MOST_OPCODES:
-                    raise Malformed(f"more than {MOST_OPCODES:,} instructions")
+                if count > self.most:
+                    raise Malformed(f"more than {self.most:,} instructions")
                 self.step(opcode.name, arg)
             return self.stack.pop()
         except (IndexError, KeyError) as error:
