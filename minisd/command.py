@@ -1,9 +1,10 @@
 """Command lines made from dataclasses of options: parsing, errors in a few lines, exit codes."""
 
 import io
+import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
 from typing import Any, Protocol, TypeVar
 
@@ -55,7 +56,8 @@ def command(options: type[Options], program: str, run: Callable[[Options], None]
     """Parse, run, and return the exit code; a traceback is shown with --debug only."""
     chosen = parse(options, program, args)
     try:
-        run(chosen)
+        with notes():
+            run(chosen)
         return 0
     except KeyboardInterrupt:
         return failed("interrupted", INTERRUPT)
@@ -68,6 +70,31 @@ def command(options: type[Options], program: str, run: Callable[[Options], None]
             raise
         why = "".join(str(error).splitlines()[:1])
         return failed(f"unforeseen {type(error).__name__}: {why}\n  do: --debug shows where it happened", UNFORESEEN)
+
+
+class Once(logging.Filter):
+    """Lets each message through only once: what is true of one batch is true of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return new
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """minisd's notes and warnings go to the standard error, as plain lines."""
+    handler, log = logging.StreamHandler(), logging.getLogger("minisd")
+    handler.addFilter(Once())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def parse(options: type[Options], program: str, args: Sequence[str] | None) -> Options:

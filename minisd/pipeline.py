@@ -113,10 +113,12 @@ class StableDiffusion:
     def _denoiser(self, drawings: Sequence[Drawing]) -> Denoiser:
         """The UNet told of each prompt and, where there is guidance, of each negative prompt."""
         predict, guidance = denoiser(self.unet, self.cfg.prediction), drawings[0].guidance
+        before = [] if guidance == 1 else [drawings[0].negative]         # read with each prompt, for equal lengths
+        read = {prompt: self.encode([*before, prompt]) for prompt in dict.fromkeys(one.prompt for one in drawings)}
+        each = [read[one.prompt] for one in drawings]
         if guidance == 1:
-            return conditioned(predict, _stack([self.encode([one.prompt]) for one in drawings], 0))
-        pairs = [self.encode([one.negative, one.prompt]) for one in drawings]
-        return guided(predict, _stack(pairs, 1), _stack(pairs, 0), guidance)
+            return conditioned(predict, _stack(each, 0))
+        return guided(predict, _stack(each, 1), _stack(each, 0), guidance)
 
     def _decode(self, z: Tensor, drawings: Sequence[Drawing]) -> Tensor:
         """Latents to pictures; those that half precision makes NaN or infinite are done again in float32."""
@@ -150,10 +152,10 @@ def _pictures(vae: VAE, z: Tensor) -> Tensor:
     return torch.cat([vae.decode(part).float() for part in z.split(WHOLE // pixels)])
 
 
-def _stack(pairs: Sequence[Conditioning], row: int) -> Conditioning:
+def _stack(each: Sequence[Conditioning], row: int) -> Conditioning:
     """One row of each condition, as a batch."""
-    labels = [one.label[row:row + 1] for one in pairs if one.label is not None]
-    return Conditioning(torch.cat([one.context[row:row + 1] for one in pairs]), torch.cat(labels) if labels else None)
+    labels = [one.label[row:row + 1] for one in each if one.label is not None]
+    return Conditioning(torch.cat([one.context[row:row + 1] for one in each]), torch.cat(labels) if labels else None)
 
 
 def _not_finite(modules: dict[str, nn.Module]) -> str:

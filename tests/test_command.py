@@ -1,5 +1,6 @@
 """Command lines: what cannot be understood and what fails is said in a few plain lines, with the right exit code."""
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -77,3 +78,13 @@ def test_debug_shows_the_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error), match="what"):
         command(Options, "program", fail, ["--debug"])
+
+
+def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def note(_: Options) -> None:
+        for n in (1, 1, 2):
+            logging.getLogger("minisd.text").warning("note %d", n)
+
+    for _ in range(2):
+        command(Options, "program", note, [])
+        assert capsys.readouterr().err == "note 1\nnote 2\n"

@@ -194,3 +194,9 @@ def test_a_picture_that_is_not_finite_is_never_written(out: Path, tmp_path: Path
     save_file(weights, model / "vae.safetensors")
     assert draw(str(model), out, "a", "--steps", "1") == 5
     assert names(out) == [] and "decoder.conv_out.bias" in capsys.readouterr().err
+
+
+def test_a_long_prompt_is_noted_once(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(model, out, "apple pear plum " * 10, "--steps", "1", "--count", "3", "--batch", "1") == 0
+    said = capsys.readouterr().err
+    assert "is read in 5 windows" in said and len(said.splitlines()) == 1
