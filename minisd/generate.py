@@ -208,6 +208,7 @@ def draw(sd: "StableDiffusion", groups: Sequence[list["Drawing"]], options: Opti
                 drawn = metadata.Drawn(drawing, sd.name, sha256, sd.device.type, dtype, len(group), __version__)
                 path = images.write_png(picture, options.out, str(drawing.seed), metadata.chunks(drawn))
                 tqdm.write(str(path), file=sys.stdout)
+                sys.stdout.flush()
                 pictures.append(picture)
     if len(pictures) > 1 and len(pictures) * pictures[0].width * pictures[0].height <= LARGEST_GRID:
         sheet = images.grid(pictures, options.count if options.count and len(pictures) > options.count > 1 else None)
