@@ -88,8 +88,10 @@ def save(folder: str | Path, cfg: ModelConfig, modules: Mapping[str, nn.Module],
         for name, module in modules.items():
             tensors = _narrowed(module, dtype, name)
             save_file(tensors, fresh / f"{name}.safetensors", {"format": "pt", **metadata})
-        for path in [*fresh.iterdir(), fresh]:
+        for path in fresh.iterdir():
+            path.chmod((fresh / CONFIG).stat().st_mode)   # safetensors makes files that only their owner may read
             _sync(path)
+        _sync(fresh)
         _put_in_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

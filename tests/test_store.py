@@ -180,3 +180,7 @@ def test_a_strangers_name_leads_nowhere_else(whole: Path) -> None:
     for name in (str(whole), "../..", "", "tiny"):
         with pytest.raises(MinisdError, match="no embedded model"):
             store.embedded(name)
+
+
+def test_weights_are_as_readable_as_the_config(whole: Path) -> None:
+    assert len({path.stat().st_mode for path in whole.iterdir()}) == 1
