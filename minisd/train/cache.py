@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ class Cache:
         if not self.writable:
             return
         path = self.path(content)
-        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        temporary = path.with_suffix(f".tmp{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"crc32": checksum(tensors)})

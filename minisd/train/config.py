@@ -179,6 +179,8 @@ class Recipe:
         side, factor, vision = stage.data.side, self.model.vae.factor, self.model.vision
         if stage.clip is None and side % factor:
             raise ValueError(f"stage {stage.name}: pictures of {side} pixels, but a latent is {factor} pixels wide")
+        if stage.vae is not None and side < 16 and (stage.vae.adversary or stage.vae.perceptual):
+            raise ValueError(f"stage {stage.name}: pictures of {side} pixels, but its critics look at 16 or more")
         if stage.clip is not None and vision is None:
             raise ValueError(f"stage {stage.name}: the model has no vision tower, give it a table model.vision")
         if stage.clip is not None and vision is not None and side != vision.image_size:

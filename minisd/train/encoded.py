@@ -8,7 +8,8 @@ from torch import Tensor
 from minisd.clip import CLIPText, TextStates
 from minisd.text import tokenizer_of
 from minisd.train.cache import Cache, Tensors, maker_of
-from minisd.train.data import Batch, Pictures, Row
+from minisd.train.data import Batch, Pictures
+from minisd.train.rows import Row
 from minisd.vae import VAE, Posterior
 
 

@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,10 +20,10 @@ from minisd.train import optim, state
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
 from minisd.train.draws import Draws
+from minisd.train.interrupts import interrupts
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
@@ -193,24 +191,3 @@ def averaged(current: state.State) -> Iterator[None]:
         finally:
             for name, p in current.params.items():
                 p.copy_(raw[name])
-
-
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """Set by the signals that ask to stop: the step in hand is finished and saved. A second one ends at once."""
-    event = threading.Event()
-
-    def note(number: int, _: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:             # `nohup` ignores SIGHUP, and means it
-            signal.signal(number, note)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,8 +10,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.train import state
 from minisd.train.loop import METRICS, Run
 
-FREE = "train."                                   # settings of the loop may change between sessions ...
-FIXED = ("train.batch", "train.accumulate")       # ... but for those that say which samples a step holds
+FREE = "train."                                   # settings of the loop, which may change between two sessions
 
 
 def resume(run: Run, how: str) -> list[str]:
@@ -28,7 +27,7 @@ def resume(run: Run, how: str) -> list[str]:
         notes += compare(manifest.get("settings", {}), run.settings, path, how)
         run.state.restore(path)
         run.bad_steps, run.unlogged = manifest.get("bad_steps", 0), manifest.get("unlogged", {})
-        notes.append(f"goes on from {path.name}")
+    notes.append(f"goes on from {path.name}" if path else "starts")
     trim(run.folder / METRICS, run.state.step)
     state.check_space(run.folder, run.state, run.cfg.keep)
     return notes
@@ -71,7 +70,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, how: 
     was, become = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     changes = {name: f"{name}: {json.dumps(was[name])} -> {json.dumps(become[name])}"
                for name in was if name in become and was[name] != become[name]}
-    grave = [name for name in changes if name in FIXED or not name.startswith(FREE)]
+    grave = [name for name in changes if not name.startswith(FREE)]
     if grave and how in ("auto", "latest"):
         raise MinisdError("the run was begun with other settings", str(path),
                           "; ".join(changes[name] for name in grave)[:500],

@@ -19,9 +19,10 @@ from minisd.errors import RESOURCE, MinisdError
 from minisd.text import tokenizer_of
 from minisd.train import loop, state
 from minisd.train.config import Recipe, Stage
-from minisd.train.data import Batch, Pictures, Row, read_rows
+from minisd.train.data import Batch, Pictures
 from minisd.train.encoded import Encoded
 from minisd.train.resume import resume
+from minisd.train.rows import Row, read_rows
 from minisd.train.tasks import model
 from minisd.train.tasks.clip import TrainCLIP
 from minisd.train.tasks.finetune import Finetune
@@ -107,7 +108,7 @@ def settings(recipe: Recipe, stage: Stage, cfg: ModelConfig, rows: Sequence[Row]
         listed.update(f"{row.path.name} {row.captions}\n".encode("utf-8", "surrogatepass"))
     data = {"rows": f"{len(rows)} ({listed.hexdigest()[:8]})"}
     tree = {**asdict(stage), "model": asdict(cfg), "data": {**asdict(stage.data), **data}}
-    return {"seed": recipe.seed, **flat(tree)}
+    return {"seed": recipe.seed, "samples_per_step": stage.train.batch * stage.train.accumulate, **flat(tree)}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

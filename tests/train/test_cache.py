@@ -2,6 +2,7 @@
 
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,6 +118,13 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     for content in ("x", "y", "z", "x", "y", "z"):
         assert same(cache.recall(content, made), TENSORS)
     assert len(cache.memory) == 2 and made.count == 3
+
+
+def test_many_threads_may_write_the_same_entry(tmp_path, caplog):
+    with ThreadPoolExecutor(8) as pool:
+        caches = [Cache(tmp_path, MAKER) for _ in range(200)]
+        assert all(pool.map(lambda cache: same(cache.recall("x", Made()), TENSORS), caches))
+    assert not caplog.records and len(list(tmp_path.rglob("*.*"))) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])

@@ -37,6 +37,7 @@ def refused(recipe, **changes):
     ({"train": {"step": 3}}, "unknown entry step (did you mean steps?)"),
     ({"data": {"crop": 128}}, "crop = 128: give 0 to 64"),
     ({"data": {"size": 60, "crop": 0}}, "stage vae: pictures of 60 pixels, but a latent is 8 pixels wide"),
+    ({"data": {"crop": 8}}, "its critics look at 16 or more"),
     ({"data": {"size": "64"}}, "'64' is not a int"),
     ({"vae": {"kl": -1.0}}, "kl = -1.0"),
     ({"vae": None}, "exactly one of the tables vae, clip, finetune"),

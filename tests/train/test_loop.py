@@ -10,11 +10,16 @@ from line import CFG, Line, fit, rows, same, saved, start
 
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
 from minisd.train import loop, state
+from minisd.train.interrupts import SIGNALS
 
 
 def samples(run):
     """The numbers of all samples that a run has seen, in their order."""
     return [number for _, numbers in run.task.seen for number in numbers]
+
+
+def losses(folder):
+    return [row["fit"] for row in rows(folder) if "fit" in row]
 
 
 # --- updates ---
@@ -36,6 +41,16 @@ def test_accumulating_is_a_larger_batch(tmp_path):
     for name, p in one.state.params.items():
         torch.testing.assert_close(p, four.state.params[name], rtol=1e-6, atol=1e-7)
     assert samples(one) == samples(four) == list(range(48))
+
+
+def test_a_run_goes_on_with_other_passes(tmp_path):
+    """2 steps of 1 pass of 8 and 2 of 4 passes of 2 are 4 steps."""
+    one, four = replace(CFG, batch=8, steps=4), replace(CFG, batch=2, accumulate=4, steps=4)
+    fit(tmp_path / "one", one)
+    fit(tmp_path / "changed", replace(one, steps=2))
+    fit(tmp_path / "changed", four)
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "changed"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
 
 
 def test_every_pass_has_its_own_samples_after_a_restart_too(tmp_path):
@@ -145,7 +160,7 @@ def test_killed_again_and_again(tmp_path, child):
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("number", loop.SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_step_in_hand_saves_and_says_so(tmp_path, child, number):
     def stop(task, fit):
         os.kill(os.getpid(), number)
@@ -166,36 +181,6 @@ def test_a_signal_while_pictures_are_drawn_waits_for_the_next_step(tmp_path, chi
     cfg = replace(CFG, save_every=6)
     assert child(lambda: fit(tmp_path, cfg, Line({"preview": stop}))) == INTERRUPTED
     assert [path.name for path in state.checkpoints(tmp_path)] == ["checkpoint-4"]
-
-
-def test_a_second_signal_ends_at_once(tmp_path, child):
-    def stop(task, fit):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        return fit
-
-    def stopped():
-        with pytest.raises(KeyboardInterrupt):
-            fit(tmp_path, task=Line({3: stop}))
-
-    assert child(stopped) == 0
-    assert state.checkpoints(tmp_path)[0].name == "checkpoint-2"
-
-
-def test_ignored_signals_stay_ignored_and_handlers_come_back(tmp_path, child):
-    def hang_up(task, fit):
-        os.kill(os.getpid(), signal.SIGHUP)
-        return fit
-
-    def under_nohup():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        fit(tmp_path, task=Line({1: hang_up}))
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-
-    assert child(under_nohup) == 0
-    before = signal.getsignal(signal.SIGTERM)
-    fit(tmp_path / "here")
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # --- numbers that are not finite ---

@@ -31,6 +31,7 @@ def damage(path):
 
 def test_auto_starts_anew_where_there_is_nothing(tmp_path):
     assert start(tmp_path / "new").state.step == 0
+    assert notes(tmp_path / "new") == ["starts"]
 
 
 def test_the_newest_is_taken(tmp_path):
@@ -93,7 +94,8 @@ def test_what_is_no_checkpoint(tmp_path):
 
 # --- settings ---
 
-SETTINGS = {"seed": 0, "train.lr": 0.1, "train.batch": 4, "data.styles": ("a", "b"), "data.rows": "8 (abc)", "x": None}
+SETTINGS = {"seed": 0, "train.lr": 0.1, "samples_per_step": 4, "data.styles": ("a", "b"), "data.rows": "8 (abc)",
+            "x": None}
 
 
 def test_the_same_settings_go_unmentioned(tmp_path):
@@ -106,8 +108,8 @@ def test_how_the_loop_goes_on_may_change_and_is_told(tmp_path):
     assert notes(tmp_path, **SETTINGS | {"train.lr": 0.2})[0] == "train.lr: 0.1 -> 0.2"
 
 
-@pytest.mark.parametrize("change", [{"train.batch": 8}, {"data.rows": "9 (abd)"}, {"data.styles": ("a",)}, {"seed": 1},
-                                    {"x": 3}])
+@pytest.mark.parametrize("change", [{"samples_per_step": 8}, {"data.rows": "9 (abd)"}, {"data.styles": ("a",)},
+                                    {"seed": 1}, {"x": 3}])
 def test_what_makes_it_another_run_is_refused_but_by_the_checkpoints_path(tmp_path, change):
     fit(tmp_path, SHORT, **SETTINGS)
     name = next(iter(change))

@@ -90,7 +90,7 @@ def test_the_model_draws_and_its_latents_have_unit_spread(trained, recipe, pictu
 
 def test_a_finished_stage_is_left_alone_unless_its_end_has_moved(begun, changed, pictures, capsys):
     out = begun("x")
-    for steps, told in ((2, "6 pictures"), (2, "finished before"), (3, "goes on from checkpoint-2")):
+    for steps, told in ((2, "starts"), (2, "finished before"), (3, "goes on from checkpoint-2")):
         train(changed("clip", steps=steps), ["clip"], pictures, out, "auto")
         assert told in capsys.readouterr().out
     shutil.rmtree(out / "clip" / "checkpoint-3")
