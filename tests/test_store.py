@@ -162,7 +162,7 @@ SPOILT = {
     "a wrong type": (lambda f: (f / "config.json").write_text('{"size": "64"}'), "size"),
     "wrong defaults": (lambda f: (f / "config.json").write_text('{"defaults": {"cfg": 3}}'), "cfg"),
     "no folder": (lambda f: shutil.rmtree(f), "no such model"),
-    "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("x")), "this is a file"),
+    "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("x")), "this is a file|cut off"),
 }
 
 
