@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 
@@ -56,14 +57,9 @@ def map_file(path: str | Path, copy: bool = False) -> Mapped:
             stamp = stamp_of(os.fstat(file.fileno()))
             if not stamp[0]:
                 raise refused(path, "the file is empty", remedy="copy or download it again")
-            if not copy:
-                return Mapped(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), stamp)
-            memory, at = mmap.mmap(-1, stamp[0]), 0
-            while at < stamp[0]:
-                count = file.readinto(memoryview(memory)[at:at + CHUNK]) or 0
-                if not count:
-                    raise refused(path, "the file was cut off while it was read", f"at byte {at:,} of {stamp[0]:,}")
-                at += count
+            memory = copied(file, stamp[0]) if copy else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if memory is None:
+                raise refused(path, "the file was cut off while it was read", f"it had {stamp[0]:,} bytes")
             return Mapped(path, memory, stamp)
     except FileNotFoundError as error:
         if path.is_symlink():
@@ -73,6 +69,17 @@ def map_file(path: str | Path, copy: bool = False) -> Mapped:
         raise MinisdError("not enough memory to read the file", shown(path, 4096), code=RESOURCE) from error
     except (OSError, ValueError) as error:
         raise refused(path, "the file cannot be opened", str(error)[:200]) from error
+
+
+def copied(file: FileIO, size: int) -> mmap.mmap | None:
+    """The file's bytes in memory of our own, or None if it ends before its size."""
+    memory, at = mmap.mmap(-1, size), 0
+    while at < size:
+        count = file.readinto(memoryview(memory)[at:at + CHUNK]) or 0
+        if not count:
+            return None
+        at += count
+    return memory
 
 
 def check_kind(path: Path) -> None:
