@@ -31,6 +31,10 @@ from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.unet import UNet
 from minisd.vae import VAE
+from weights_convert.folders import INDEX
+from weights_convert.model import Model, Part
+from weights_convert.sources import open_model
+from weights_convert.write import fingerprint as sha256_of
 
 ASSETS = Path(__file__).parent / "assets"         # embedded models have a folder here, and its name
 CONFIG, DEFAULTS = "config.json", "defaults"
@@ -107,39 +111,93 @@ def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.d
         if name not in known:
             raise MinisdError(f"the model has no part {name!r}", str(folder),
                               f"its config has {', '.join(known)}")
-        with torch.device("meta"), Blank():       # shapes only: the file's weights are assigned, not copied
-            module = known[name]()
-        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        module, wanted = _empty(known[name])
         module.load_state_dict(_tensors(folder / f"{name}.safetensors", wanted, device, dtype), assign=True)
         modules[name] = module.eval()
     return cfg, modules
 
 
-def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto") -> StableDiffusion:
-    """A model ready to draw: an embedded one by its name, or a folder. See `devices` for what `auto` chooses."""
-    folder = find(source)
+def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto", prediction: str | None = None,
+         ema: bool = False) -> StableDiffusion:
+    """A model ready to draw: an embedded one by its name, a folder of ours or of diffusers, or a single file.
+
+    `prediction` and `ema` are for single files that do not say what their UNet predicts, or hold EMA copies beside
+    the weights. See `devices` for what `auto` chooses.
+    """
+    path = find(source)
     where = pick_device(device)
-    defaults = read_defaults(folder)
-    names = [name for name in parts(read_config(folder)) if name != "vision"]
-    cfg, modules = load_modules(folder, names, where, pick_dtype(dtype, where))
+    kind = pick_dtype(dtype, where)
+    if is_foreign(path):
+        cfg, modules, defaults = *_foreign(open_model(path, prediction, ema), where, kind), Defaults()
+    else:
+        defaults = read_defaults(path)
+        cfg, modules = load_modules(path, [name for name in parts(read_config(path)) if name != "vision"], where, kind)
     for module in modules.values():
         module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    text = tuple(cast(CLIPText, modules[name]) for name in names if name.startswith("text"))
-    return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, folder.name)
+    text = tuple(cast(CLIPText, module) for name, module in modules.items() if name.startswith("text"))
+    return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, path.name)
+
+
+def _foreign(model: Model, device: str | torch.device, dtype: torch.dtype) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """The parts of a checkpoint in another layout than ours."""
+    model.must_be_drawable()
+    model.must_be_decided()
+    known, modules = parts(model.cfg), {}
+    missing = [name for name in known if name not in model.parts]
+    if missing:
+        raise MinisdError(f"this is {model.family}: it has no {', '.join(missing)}", model.where,
+                          remedy="give a whole checkpoint")
+    for name, build in known.items():
+        modules[name] = _filled(build, model.parts[name], device, dtype)
+    return model.cfg, modules
+
+
+def _filled(build: Callable[[], nn.Module], part: Part, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """A model with the tensors of a checkpoint's part."""
+    module, wanted = _empty(build)
+    tensors, where = part.ours(), Path(part.name)
+    _check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, wanted, where)
+    made = {key: _floats(tensor, key, where).to(device, dtype) for key, tensor in tensors.items()}
+    module.load_state_dict(made, assign=True)
+    return module.eval()
+
+
+def drawable(part: Part) -> nn.Module:
+    """The UNet, VAE or text model of a checkpoint's part, on the CPU in float32."""
+    kinds: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "vae": VAE, "text": CLIPText}
+    return _filled(partial(kinds[part.kind], part.cfg), part, "cpu", torch.float32).requires_grad_(False)
+
+
+def must_fit(model: Model) -> None:
+    """Every tensor of a checkpoint against the models of its config; a shape that differs is an error."""
+    known = parts(model.cfg)
+    for name in known.keys() & model.parts.keys():
+        found = {key: tuple(_floats(tensor, key, Path(model.where)).shape)
+                 for key, tensor in model.parts[name].ours().items()}
+        _check_shapes(found, _empty(known[name])[1], Path(model.where))
+
+
+def _empty(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
+    """A module without memory for its weights, since a file's are assigned, not copied; and the shapes it needs."""
+    with torch.device("meta"), Blank():
+        module = build()
+    return module, {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a source is a single file or a diffusers folder."""
+    return path.is_file() or (path / INDEX).is_file()
 
 
 def find(source: str | Path) -> Path:
-    """The folder of an embedded model's name, or of a path."""
+    """The folder of an embedded model's name, or the file or folder of a path."""
     if str(source) in embedded_names():
         return embedded(str(source))
-    folder = Path(source)
-    if folder.is_file():
-        raise MinisdError("a model is a folder, this is a file", str(folder),
-                          f"it should hold {CONFIG} and safetensors files")
-    if not folder.exists():
+    path = Path(source)
+    if not path.exists():
         raise MinisdError("no such model", str(source), f"embedded are: {', '.join(embedded_names()) or 'none'}",
-                          f"give one of those names, or a folder with {CONFIG} and its safetensors files")
-    return folder.resolve()
+                          "give one of those names, a checkpoint file, or a model folder")
+    return path.resolve()
 
 
 def embedded(name: str) -> Path:
@@ -156,6 +214,8 @@ def embedded_names() -> list[str]:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over the weights that draw, in a fixed order: 64 hexadecimal digits."""
+    if is_foreign(folder):
+        return sha256_of(open_model(folder).files)
     digest = hashlib.sha256()
     for name in parts(read_config(folder)):
         if name != "vision":

@@ -19,7 +19,7 @@ PACKAGES = ("minisd", "weights_convert")
 LINES_OF_FILE, LINES_OF_FUNCTION, NESTING, ARGUMENTS = 400, 60, 3, 7
 FILE_NAMES = ("utils", "util", "helpers", "helper", "common", "base", "misc")
 PEERS = ("diffusers", "transformers", "peft", "accelerate", "k_diffusion", "open_clip", "clip", "ldm")
-PEERS_LIVE_IN = ("tests/reference/", "benchmarks/")
+PEERS_LIVE_IN = ("tests/reference/", "benchmarks/", "minisd/parity.py")  # the last compares with them when asked to
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml")
 CALLS = {
     "hasattr": "say what a thing is by its config, or by None",
@@ -36,7 +36,8 @@ MANY_ARGUMENTS = {
 # Functions that pass **kwargs on to a foreign library.
 KEYWORDS_PASSED_ON: tuple[str, ...] = ()
 # Libraries of our extras may be absent: they are imported where they are used, and under this module only.
-EXTRAS = {"resvg_py": "minisd.recipes", "fontTools": "minisd.recipes"}
+EXTRAS = {"resvg_py": "minisd.recipes", "fontTools": "minisd.recipes",
+          "diffusers": "minisd.parity", "transformers": "minisd.parity"}
 # Core dependencies whose module is not called like the package.
 IMPORTED_AS = {"Pillow": "PIL"}
 
@@ -64,7 +65,8 @@ FLOORS = (
     Floor("methods", ("minisd.samplers",), ("words",)),
     # The converter writes tokenizer files from our merges, and reads native configs strictly, by the schema.
     Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
-    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline"),
+    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline",
+                  "minisd.parity"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),

@@ -19,9 +19,8 @@ LEAVES: Leaves = {
         *both("conv_in", "input_blocks.0.0", "conv_in"),
         *both("time.in_proj", "time_embed.0", "time_embedding.linear_1"),
         *both("time.out_proj", "time_embed.2", "time_embedding.linear_2"),
-        *both("norm_out", "out.0", "conv_norm_out"),
-        *both("conv_out", "out.2", "conv_out"),
     ],
+    "exit": [*both("norm_out", "out.0", "conv_norm_out"), *both("conv_out", "out.2", "conv_out")],
     "label": [*both("in_proj", "0.0", "linear_1"), *both("out_proj", "0.2", "linear_2")],
     "res": [
         *both("norm1", "in_layers.0", "norm1"),
@@ -75,6 +74,7 @@ def blocks(cfg: UNetConfig) -> Iterator[Block]:
         if i < last:  # in LDM the last module of the stage's last block, after the transformer if there is one
             here += ".2.conv" if depth else ".1.conv"
             yield Block("resize", (f"up.{i}.upsample", here, f"up_blocks.{i}.upsamplers.0.conv"))
+    yield Block("exit", ("", "", ""))
 
 
 def residual(widens: bool, paths: Names) -> Iterator[Block]:

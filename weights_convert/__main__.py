@@ -1,0 +1,146 @@
+"""`python -m weights_convert SOURCE TARGET`: checkpoints between layouts; also inspect, verify, diff and parity."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from minisd.command import command, shown
+from minisd.errors import MinisdError
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PROGRAM = "python -m weights_convert"
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert a checkpoint; it is recognised by its contents. `inspect FILE`, `verify FILE`, `diff A B` and
+    `parity A B` (B may be "diffusers") in place of SOURCE look at checkpoints instead; each has its own --help."""
+
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
+    """A single file (.safetensors, .ckpt), a diffusers folder, a native folder, or a part alone."""
+    target: Annotated[Positional[Path], arg(metavar="TARGET")]
+    """What to write; it must not be there yet."""
+    to: Annotated[Literal["native", "ldm", "diffusers"] | None, shown("ldm for *.safetensors, else native")] = None
+    """The layout to write."""
+    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is")] = None
+    """The precision to write."""
+    ema: bool = False
+    """Take the EMA copies of a single file; the weights as trained are taken otherwise."""
+    prediction: Annotated[Literal["epsilon", "v", "x0"] | None, shown("as the source says")] = None
+    """What the UNet predicts; SD2.x single files do not say it."""
+    allow_nonfinite: bool = False
+    """Write weights that are NaN or infinite all the same."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a checkpoint is: family, layout, parts, dtypes, parameters, and what is unusual."""
+
+    source: Annotated[Positional[Path], arg(metavar="FILE")]
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check a checkpoint: its structure and its values; and say what cannot be proven."""
+
+    source: Annotated[Positional[Path], arg(metavar="FILE")]
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Compare the tensors of two checkpoints, whatever their layouts: exit code 0 where they are equal, else 1."""
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Run two checkpoints on the same seeded input and compare every layer."""
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    b: Annotated[Positional[str], arg(metavar="B|diffusers")]
+    tolerance: float = 1e-5
+    """Largest difference allowed, relative to the largest value of the layer."""
+    prediction: Annotated[Literal["epsilon", "v", "x0"] | None, shown("as the sources say")] = None
+    size: int = 8
+    """Latents a side."""
+    debug: bool = False
+
+
+def convert(options: Convert) -> None:
+    import torch
+
+    from minisd.store import must_fit
+    from weights_convert.sources import open_model
+    from weights_convert.write import write
+    to = options.to or ("ldm" if options.target.suffix.lower() == ".safetensors" else "native")
+    dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else None
+    model = open_model(options.source, options.prediction, options.ema)
+    model.must_be_drawable()
+    if model.whole:
+        model.must_be_decided()
+    must_fit(model)
+    for note in model.notes:
+        print(f"note: {note}")
+    write(model, options.target, to, dtype, options.allow_nonfinite)
+    print(f"{options.target}: {model.family}, {to}, from {model.layout}")
+
+
+def inspect(options: Inspect) -> None:
+    from weights_convert.looks import report
+    print("\n".join(report(options.source)))
+
+
+def verify(options: Verify) -> None:
+    from minisd.store import must_fit
+    from weights_convert.looks import faults
+    from weights_convert.sources import open_model
+    model = open_model(options.source)
+    if not model.preset.startswith("sdxl"):
+        must_fit(model)
+    for line in faults(model):
+        print(line)
+
+
+def diff(options: Diff) -> None:
+    from weights_convert.looks import summary
+    from weights_convert.sources import open_model
+    found = list(summary(open_model(options.a), open_model(options.b)))
+    print("\n".join(found) or "equal: every tensor, to the bit")
+    if found:
+        raise SystemExit(1)
+
+
+def parity(options: Parity) -> None:
+    from minisd.parity import compare
+    worst = compare(options.a, options.b, options.prediction, options.size, options.tolerance)
+    if worst > options.tolerance:
+        raise MinisdError(f"the largest difference is {worst:.3g}", f"{options.a} beside {options.b}",
+                          f"more than {options.tolerance:g} relative", code=1)
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "inspect": (Inspect, inspect), "verify": (Verify, verify), "diff": (Diff, diff), "parity": (Parity, parity)}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: see `minisd.errors`."""
+    given = list(sys.argv[1:] if args is None else args)
+    if given and given[0] in COMMANDS:
+        options, run = COMMANDS[given[0]]
+        return command(options, f"{PROGRAM} {given[0]}", run, given[1:])
+    return command(Convert, PROGRAM, convert, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Checkpoints in folders: diffusers' pipelines and their parts, and native ones."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minisd.config import ModelConfig
+from minisd.errors import MinisdError
+from weights_convert import configs, vocabulary
+from weights_convert.model import Model, Part, ambiguous, own_configs, recognised, restored, structured, with_parts
+from weights_convert.read import read_file
+
+CONFIG, INDEX, LEFT_OUT = "config.json", "model_index.json", "left_out.safetensors"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = ("safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json",
+           "fp16.safetensors.index.json", "bin", "fp16.bin")
+LARGEST_JSON = 1 << 26
+TOLD: dict[str, Callable[[Any, Mapping[str, Any], str], Any]] = {
+    "unet": configs.unet_told, "controlnet": configs.unet_told, "vae": configs.vae_told, "text": configs.text_told}
+
+
+def from_folder(path: Path) -> Model:
+    """A folder is known by its JSON file."""
+    if (path / INDEX).is_file():
+        return from_pipeline(path)
+    if not (path / CONFIG).is_file():
+        raise MinisdError("no checkpoint in this folder", str(path), f"neither {INDEX} nor {CONFIG} is there",
+                          "give a diffusers folder, a native folder, or a file")
+    told = read_json(path / CONFIG)
+    foreign = {"_class_name", "architectures", "model_type"} & told.keys()
+    return from_component(path, told) if foreign else from_native(path, told)
+
+
+def from_native(folder: Path, told: Mapping[str, Any]) -> Model:
+    """What minisd writes."""
+    defaults = told.get("defaults", {})
+    cfg = structured(ModelConfig, json.dumps({k: v for k, v in told.items() if k != "defaults"}), str(folder / CONFIG))
+    paths = {name: folder / f"{name}.safetensors" for name in own_configs(cfg)}
+    paths = {name: path for name, path in paths.items() if path.is_file()}
+    parts = {name: Part(name, "ours", own_configs(cfg)[name], read_file(path).tensors) for name, path in paths.items()}
+    if not parts:
+        raise MinisdError("a native folder without weights", str(folder), remedy="copy the whole folder")
+    return Model(str(folder), "native", parts, cfg, tuple(paths.values()), aside(folder), defaults=defaults)
+
+
+def from_pipeline(folder: Path) -> Model:
+    """A diffusers pipeline: every part that its index names must be there."""
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") not in configs.PIPELINES.values() and not str(index.get("_class_name")).startswith(
+            "StableDiffusion"):
+        raise MinisdError(f"not a Stable Diffusion pipeline but {str(index.get('_class_name'))[:80]!r}", str(folder))
+    notes = [f"{name} is left behind" for name in configs.ABSENT if (folder / name).is_dir()]
+    files: list[Path] = []
+    parts: dict[str, Part] = {}
+    cfg = ModelConfig()
+    for part, name in configs.FOLDERS.items():
+        if name in index and index[name] != [None, None]:
+            parts[part] = component(folder / name, part, read_json(folder / name / CONFIG), files)
+    left_out = aside(folder)
+    if "text" in parts:
+        told = replace(parts["text"], cfg=vocabulary.check(folder / "tokenizer", parts["text"].cfg))
+        parts["text"], left_out = restored(told, left_out)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    cfg = configs.scheduler_told(cfg, read_json(scheduler), str(scheduler))
+    vae, unet = read_json(folder / "vae" / CONFIG), read_json(folder / "unet" / CONFIG)
+    model = with_parts(Model(str(folder), "diffusers", parts, cfg, tuple(files), left_out, tuple(notes)), True)
+    size = unet.get("sample_size", 64)
+    size = size * model.cfg.vae.factor if isinstance(size, int) else cfg.size
+    return replace(model, cfg=replace(model.cfg, latent_scale=vae.get("scaling_factor", 0.18215), size=size))
+
+
+def from_component(folder: Path, told: Mapping[str, Any]) -> Model:
+    """One part of a pipeline in a folder of its own."""
+    files: list[Path] = []
+    name = str(told.get("_class_name") or (told.get("architectures") or [""])[0])
+    classes = {theirs: part for part, (_, theirs) in configs.CLASSES.items()} | {"CLIPTextModelWithProjection": "text"}
+    if name not in classes:
+        raise MinisdError(f"not a part of Stable Diffusion but {name[:80]!r}", str(folder / CONFIG))
+    part = component(folder, classes[name], told, files)
+    model = Model(str(folder), "diffusers", {part.name: part}, ModelConfig(), tuple(files), aside(folder))
+    model = with_parts(model, predicts=True)
+    return replace(model, predicts=not ambiguous(model))
+
+
+def component(folder: Path, name: str, told: Mapping[str, Any], files: list[Path]) -> Part:
+    """A part with the weights of its folder, and what its config tells beyond them."""
+    paths = weights_of(folder)
+    files += paths
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= read_file(path).tensors
+    part = recognised(tensors, "", str(folder), name)
+    return replace(part, cfg=TOLD[part.kind](part.cfg, told, str(folder / CONFIG)))
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The weight files of a part: safetensors before .bin, full precision before half, shards as their index says."""
+    names = (f"{stem}.{ending}" for ending in ENDINGS for stem in STEMS)
+    there = next((folder / name for name in names if (folder / name).is_file()), None)
+    if there is None:
+        raise MinisdError("a part of the model has no weights", str(folder),
+                          f"none of {', '.join(f'{stem}.safetensors' for stem in STEMS)}", "copy the whole folder")
+    if there.suffix != ".json":
+        return [there]
+    shards = sorted(set(read_json(there).get("weight_map", {}).values()))
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..") or "\\" in shard:
+            raise MinisdError(f"a shard lies outside the folder: {shard!r:.100}", str(there))
+        if not (folder / shard).is_file():
+            raise MinisdError(f"the shard {shard} is missing", str(folder), remedy="copy the whole folder")
+    return [folder / shard for shard in shards]
+
+
+def aside(folder: Path) -> Mapping[str, Tensor]:
+    """What an earlier conversion could not place, so that the way back gives it again."""
+    return read_file(folder / LEFT_OUT).tensors if (folder / LEFT_OUT).is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, of bearable size."""
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(LARGEST_JSON))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinisdError("a part of the model is missing, or its JSON cannot be read", str(path), str(error)[:200],
+                          "copy the whole folder") from error
+    if not isinstance(data, dict):
+        raise MinisdError("not a JSON object", str(path))
+    return data

@@ -1,0 +1,199 @@
+"""Models out again: native folder, LDM single file, diffusers folder; each whole under its name, or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
+from weights_convert import configs, vocabulary
+from weights_convert.folders import CONFIG, INDEX, LEFT_OUT
+from weights_convert.model import Model, Part, set_aside
+from weights_convert.sources import PREFIXES, STATED
+from weights_convert.translate import from_ours
+
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}
+HINTS = (0, 2, 4, 6)                              # convolutions of a ControlNet's hint that widen
+Save = Callable[[Path, Mapping[str, Tensor]], None]
+
+
+def write(model: Model, target: Path, to: str, dtype: torch.dtype | None = None, allow_nonfinite: bool = False) -> None:
+    """The model at a new place. Floating-point tensors become `dtype`, one by one, or stay as they are."""
+    stated = {"format": "pt", STATED: json.dumps(asdict(model.cfg)), "minisd.preset": model.preset,
+              "minisd.dialect": model.layout, "minisd.source_sha256": fingerprint(model.files)}
+
+    def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        save_file(path, tensors, stated, dtype, allow_nonfinite)
+
+    with fresh(target) as path:
+        WRITERS[to](model, path, save)
+
+
+@contextmanager
+def fresh(target: Path) -> Iterator[Path]:
+    """A temporary place beside the target, renamed to it when all is written and synchronised."""
+    target = target.absolute()
+    temporary = target.with_name(f".tmp-{os.getpid()}")
+    try:
+        if target.exists() or target.is_symlink():
+            raise MinisdError("the target is there already", str(target), "nothing is ever overwritten",
+                              "give another name, or move it away", USAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary, target.parent]:
+            sync(path)
+        temporary.rename(target)
+        sync(target.parent)
+    except OSError as error:
+        raise MinisdError("the target cannot be written", str(target)[:200], error.strerror or str(error),
+                          "give a place that has room and may be written to", RESOURCE) from error
+    finally:
+        if os.path.isdir(temporary):              # unlike Path's, this takes a name of any length
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif os.path.isfile(temporary):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None,
+              allow_nonfinite: bool) -> None:
+    """A safetensors file written tensor by tensor, the widest dtypes first, so that all lie on their boundaries."""
+    kinds = {name: dtype if dtype and t.is_floating_point() else t.dtype for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * kinds[name].itemsize
+        header[name] = {"dtype": NAMES[kinds[name]], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name].to(kinds[name])
+            if not allow_nonfinite:
+                must_be_finite(name, tensor)
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def must_be_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point():
+        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        if not wide.isfinite().all():
+            raise MinisdError(f"{name} holds NaN or infinity", why=f"as {NAMES[tensor.dtype]}",
+                              remedy="take another copy or a wider --dtype; --allow-nonfinite takes it as it is",
+                              code=NUMERICAL)
+
+
+def fingerprint(files: tuple[Path, ...]) -> str:
+    """sha256 of the source; of several files, of their hashes in order."""
+    hashes = []
+    for path in files:
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the targets
+def to_native(model: Model, path: Path, save: Save) -> None:
+    """What `minisd.load` maps."""
+    told = asdict(model.cfg) | ({"defaults": dict(model.defaults)} if model.defaults else {})
+    if "controlnet" in model.parts:
+        raise MinisdError("a ControlNet alone has no native folder", model.where, remedy="--to ldm or diffusers",
+                          code=USAGE)
+    put(path / CONFIG, json.dumps(told, indent=1) + "\n")
+    for name, part in model.parts.items():
+        save(path / f"{name}.safetensors", part.ours())
+    if model.left_out:
+        save(path / LEFT_OUT, model.left_out)
+
+
+def to_ldm(model: Model, path: Path, save: Save) -> None:
+    """One file. A part alone has no prefix, a ControlNet its own."""
+    tensors = dict(model.left_out)
+    for part in drawn(model):
+        dialect, prefix = place(part)
+        prefix = prefix if model.whole or part.kind == "controlnet" else ""
+        made = from_ours(part.ours(), part.rows(dialect))
+        tensors |= {prefix + name: tensor for name, tensor in made.items()}
+    save(path, tensors)
+
+
+def place(part: Part) -> tuple[str, str]:
+    """The dialect of a part in a single file, and its prefix."""
+    if part.kind == "text":
+        hf = part.cfg.activation == "quick_gelu"
+        return ("hf", "cond_stage_model.transformer.") if hf else ("openclip", "cond_stage_model.model.")
+    return "ldm", next(prefix for prefix, name in PREFIXES.items() if name == part.name)
+
+
+def to_diffusers(model: Model, path: Path, save: Save) -> None:
+    """A pipeline; a part alone is a folder as a pipeline has it."""
+    left_out = dict(model.left_out)
+    for part in drawn(model):
+        folder = path / configs.FOLDERS[part.name] if model.whole else path
+        if part.kind == "text":
+            part, left = set_aside(part)
+            left_out |= left
+        ours = part.ours()
+        put(folder / CONFIG, pretty(part_json(model, part, ours)))
+        dialect, stem = ("hf", "model") if part.kind == "text" else ("diffusers", "diffusion_pytorch_model")
+        save(folder / f"{stem}.safetensors", from_ours(ours, part.rows(dialect)))
+    if model.whole:
+        put(path / INDEX, pretty(configs.index_json(model.cfg)))
+        put(path / "scheduler" / "scheduler_config.json", pretty(configs.scheduler_json(model.cfg)))
+        for name, text in vocabulary.files(model.cfg.text[0]).items():
+            put(path / "tokenizer" / name, text)
+    if left_out:
+        save(path / LEFT_OUT, left_out)
+
+
+def drawn(model: Model) -> list[Part]:
+    """The parts that the field's own layouts have a place for."""
+    if model.cfg.pooled_label:
+        raise MinisdError("this UNet takes the pooled text as its label", model.where,
+                          "no layout but ours says so", "--to native", USAGE)
+    return [part for part in model.parts.values() if part.kind != "vision"]
+
+
+def part_json(model: Model, part: Part, ours: Mapping[str, Tensor]) -> configs.Json:
+    size = model.cfg.size
+    if part.kind == "unet":
+        return configs.unet_json(part.cfg, size // model.cfg.vae.factor)
+    if part.kind == "vae":
+        return configs.vae_json(part.cfg, model.cfg.latent_scale, size)
+    if part.kind == "controlnet":
+        return configs.controlnet_json(part.cfg, [ours[f"hint.{n}.weight"].shape[0] for n in HINTS])
+    return configs.text_json(part.cfg)
+
+
+def pretty(told: configs.Json) -> str:
+    return json.dumps(told, indent=2) + "\n"
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+WRITERS = {"native": to_native, "ldm": to_ldm, "diffusers": to_diffusers}
