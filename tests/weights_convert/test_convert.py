@@ -189,6 +189,15 @@ def test_ema_copies_are_taken_only_when_asked_for(ldm, tmp_path, capsys):
         open_model(ldm("bk-tiny"), ema=True)
 
 
+def test_a_ckpt_of_the_original_layout(ldm, tmp_path):
+    held = {"state_dict": dict(tensors(ldm("bk-tiny"))), "epoch": 3, "global_step": 9,
+            "optimizer_states": [{"state": {}}], "callbacks": {UNetConfig: {"best": 1}}}
+    torch.save(held, tmp_path / "x.ckpt")
+    write(open_model(tmp_path / "x.ckpt"), tmp_path / "x.safetensors", "ldm")
+    assert same(ldm("bk-tiny"), tmp_path / "x.safetensors")
+    assert open_model(tmp_path / "x.ckpt").notes
+
+
 # ---------------------------------------------------------------- A11, A12: wrong files
 @pytest.mark.parametrize(("names", "sentence"), [
     ({"lora_unet_down_blocks_0.lora_up.weight": (4, 4)}, "this is a LoRA"),
