@@ -49,19 +49,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="damaged files of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "FIRST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return child(options.child[0], range(int(options.child[1]), options.count), options.seed)
-    table = {kind: measured(kind, options.count, options.seed) for kind in KINDS}
+    table = {kind: measured(kind, options.count, options.seed) for kind in options.kinds}
     print(f"{'':<24}" + "".join(f"{name:>17}" for name in OUTCOMES) + f"{'seconds':>10}{'MiB more':>10}")
     for kind, row in table.items():
         print(f"{kind:<24}" + "".join(f"{row[name]:>17,}" for name in OUTCOMES)
               + f"{row['seconds']:>10.1f}{row['MiB more']:>10.0f}")
     options.out.write_text(json.dumps({"count": options.count, "seed": options.seed, "kinds": table}, indent=1) + "\n")
     bad = sum(row[name] for row in table.values() for name in OUTCOMES[3:])
-    return int(bad + sum(table[kind]["wrong"] for kind in MUST_BE_RIGHT) > 0)
+    return int(bad + sum(table[kind]["wrong"] for kind in MUST_BE_RIGHT if kind in table) > 0)
 
 
 def measured(kind: str, count: int, seed: int) -> dict[str, Any]:
