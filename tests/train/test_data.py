@@ -41,6 +41,7 @@ def test_every_epoch_is_a_permutation(tmp_path):
     epochs = [[data.order(7 * epoch + k) for k in range(7)] for epoch in range(20)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 15
+    assert data.batch(list(range(21))).rows == [data.rows[k] for epoch in epochs[:3] for k in epoch]
 
 
 def test_a_sample_is_the_same_whoever_asks_and_whenever(pictures):
