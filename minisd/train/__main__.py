@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +68,8 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as fault:
+        with suppress(OSError):
+            temporary.unlink()
         raise MinisdError("the run folder cannot be written", str(path), fault.strerror or str(fault),
                           "give another folder as --out, or free space", RESOURCE) from fault
 

@@ -39,7 +39,12 @@ def train(recipe: Recipe, names: Sequence[str], data: Path, out: Path, how: str)
         raise MinisdError("nothing to resume", str(out), f"no checkpoint in {', '.join(names)}",
                           "name the folder of an earlier run, or start one with --resume auto")
     for name in names:
-        train_stage(recipe, recipe.stage(name), data, out, how)
+        try:
+            train_stage(recipe, recipe.stage(name), data, out, how)
+        except OSError as fault:                  # whatever was being written; checkpoints are whole at any moment
+            where, why = str(fault.filename or out / name), fault.strerror or str(fault)
+            raise MinisdError(f"stage {name} cannot go on", where, why, "free space or give rights, and resume",
+                              RESOURCE) from fault
 
 
 def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -> None:

@@ -124,8 +124,8 @@ def check_space(run: Path, state: State, keep: int) -> None:
     free = shutil.disk_usage(run).free
     if needed > free:
         raise MinisdError("too little disk space for the checkpoints", str(run),
-                          f"{needed / 1e9:.1f} GB are needed for {keep} of {size / 1e9:.1f} GB and one being written, "
-                          f"{free / 1e9:.1f} GB are free",
+                          f"{keep} of {size / 1e6:,.0f} MB and one being written need {needed / 1e6:,.0f} MB more, "
+                          f"{free / 1e6:,.0f} MB are free",
                           "free space, or keep fewer", RESOURCE)
 
 

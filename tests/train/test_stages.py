@@ -225,6 +225,15 @@ def test_a_signal_saves_and_a_full_disk_leaves_the_last_checkpoint(begun, change
     assert all((out / "unet" / name).read_bytes() == (whole("unet") / "unet" / name).read_bytes() for name in names)
 
 
+def test_whatever_the_system_refuses_is_a_resource_error(begun, changed, pictures, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "lock")
+
+    monkeypatch.setattr(stages.fcntl, "flock", refuse)
+    error = failure(lambda: train(changed("clip"), ["clip"], pictures, begun("x"), "auto"))
+    assert error.code == RESOURCE and (error.where, error.why) == ("lock", "Permission denied")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_that_is_no_number_ends_with_its_own_code(begun, changed, pictures, stage):
     out = begun("x")

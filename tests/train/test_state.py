@@ -236,7 +236,7 @@ def test_too_little_space_is_said_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(state.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(MinisdError, match="too little disk space") as error:
         state.check_space(tmp_path, trained(0), 2)
-    assert error.value.code == RESOURCE and "GB are free" in error.value.why
+    assert error.value.code == RESOURCE and "0 MB are free" in error.value.why
 
 
 # --- damage ---
