@@ -13,11 +13,12 @@ ARGS ?=
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help generate test lint bench train-emoji clean
+.PHONY: help generate test test-slow lint bench train-emoji clean
 
 help:
 	@echo 'make generate PROMPT="a red apple" [ARGS="--seed 7"]   draw a picture into $(OUT)/'
 	@echo 'make test [ARGS="-k vae"]                              run the tests'
+	@echo 'make test-slow                                         the conversion of a full-size checkpoint (minutes)'
 	@echo 'make lint                                              ruff and mypy'
 	@echo 'make bench                                             speed and memory beside diffusers'
 	@echo 'make train-emoji                                       train the embedded model anew (hours)'
@@ -26,7 +27,10 @@ generate: $(VENV)/core.stamp
 	@$(PY) -m minisd.generate --out $(OUT) $(ARGS) -- "$$PROMPT"
 
 test: $(VENV)/test.stamp
-	$(PY) -m pytest -m "not weights and not gpu" $(ARGS)
+	$(PY) -m pytest -m "not weights and not gpu and not slow" $(ARGS)
+
+test-slow: $(VENV)/test.stamp
+	$(PY) -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .

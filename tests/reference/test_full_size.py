@@ -14,7 +14,7 @@ from minisd.config import CLIP_L, SD15, VAEConfig
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow]
+pytestmark = pytest.mark.parity
 pytest.importorskip("diffusers", reason="compares with diffusers: pip install minisd[reference]")
 from reference.peers import text_like, unet_like, vae_like  # noqa: E402
 from reference.side_by_side import (  # noqa: E402

@@ -2,9 +2,10 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from minisd.errors import MinisdError
 from minisd.schema import read_file
 from minisd.train.config import Recipe
+from minisd.train.interrupts import SIGNALS
 
 tqdm.monitor_interval = 0                         # its thread would be missing in a forked child
 HELD_OUT = (2, 5)
@@ -24,6 +26,16 @@ HELD_OUT = (2, 5)
 def quick_disk(monkeypatch) -> None:
     """Files need not outlive a power cut here."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def heard_signals() -> Iterator[None]:
+    """As in a terminal: a shell that runs the tests in the background, or nohup, has them ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def draw(path: Path, shape: str, colour: str) -> None:

@@ -295,7 +295,6 @@ def test_a_flipped_bit_names_its_tensor(reading):
     assert "first" in said and "second" not in said
 
 
-@pytest.mark.slow
 def test_damaged_files_are_never_read_wrong(tmp_path):
     """A short run of benchmarks/fuzz.py."""
     out = tmp_path / "fuzz.json"
