@@ -82,9 +82,21 @@ class StableDiffusion:
             for start in range(0, len(together), batch):
                 yield together[start:start + batch]
 
-    @torch.inference_mode()
+    def ready(self) -> "StableDiffusion":
+        """The convolutions laid out for speed, once; `draw` sees to it. Until then weights may lie unread in a file."""
+        with torch.inference_mode(False):             # they remain weights like any others
+            for part in (self.unet, self.vae.decoder):
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
     def draw(self, drawings: Sequence[Drawing], on_step: OnStep | None = None) -> list[Image.Image]:
-        """One batch, as `batches` makes them: noise, the walk down, the picture."""
+        """One batch, as `batches` makes them."""
+        self.ready()
+        with torch.inference_mode():
+            return self._draw(drawings, on_step)
+
+    def _draw(self, drawings: Sequence[Drawing], on_step: OnStep | None) -> list[Image.Image]:
+        """Noise, the walk down, the picture."""
         first = drawings[0]
         recipe, factor = recipe_of(first.sampler), self.vae.cfg.factor
         if first.width % factor or first.height % factor:

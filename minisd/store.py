@@ -6,11 +6,13 @@ ModelConfig, and may hold `defaults` beside it: what the model likes best, such 
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -39,6 +41,7 @@ from weights_convert.write import fingerprint as sha256_of
 ASSETS = Path(__file__).parent / "assets"         # embedded models have a folder here, and its name
 CONFIG, DEFAULTS = "config.json", "defaults"
 SHOWN_KEYS = 10
+GROUP = 1 << 26                                   # numbers that one mapping of a file holds
 LFS_POINTER = b"version https://git-lfs"
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -102,8 +105,12 @@ def save(folder: str | Path, cfg: ModelConfig, modules: Mapping[str, nn.Module],
 
 
 def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.device = "cpu",
-                 dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module]]:
-    """The config and the parts asked for; parameters are as trainable as freshly built ones."""
+                 dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.preserve_format,
+                 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """The config and the parts asked for; parameters are as trainable as freshly built ones.
+
+    `layout` is for those of convolutions, as far as they are copied: what has its dtype already stays in the file.
+    """
     folder = Path(folder)
     cfg = read_config(folder)
     known, modules = parts(cfg), {}
@@ -112,7 +119,8 @@ def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.d
             raise MinisdError(f"the model has no part {name!r}", str(folder),
                               f"its config has {', '.join(known)}")
         module, wanted = _empty(known[name])
-        module.load_state_dict(_tensors(folder / f"{name}.safetensors", wanted, device, dtype), assign=True)
+        tensors = _tensors(folder / f"{name}.safetensors", wanted, torch.device(device), dtype, layout)
+        module.load_state_dict(tensors, assign=True)
         modules[name] = module.eval()
     return cfg, modules
 
@@ -131,9 +139,10 @@ def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto"
         cfg, modules, defaults = *_foreign(open_model(path, prediction, ema), where, kind), Defaults()
     else:
         defaults = read_defaults(path)
-        cfg, modules = load_modules(path, [name for name in parts(read_config(path)) if name != "vision"], where, kind)
+        names = [name for name in parts(read_config(path)) if name != "vision"]
+        cfg, modules = load_modules(path, names, where, kind, torch.channels_last)
     for module in modules.values():
-        module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.requires_grad_(False)
     text = tuple(cast(CLIPText, module) for name, module in modules.items() if name.startswith("text"))
     return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, path.name)
 
@@ -260,17 +269,43 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return data
 
 
-def _tensors(path: Path, wanted: Shapes, device: str | torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a file, memory-mapped, once its header has been found to hold exactly what is wanted."""
+def _tensors(path: Path, wanted: Shapes, device: torch.device, dtype: torch.dtype,
+             layout: torch.memory_format) -> dict[str, Tensor]:
+    """The tensors of a file, memory-mapped, once its header has been found to hold exactly what is wanted.
+
+    A mapping lives as long as any of its tensors, and what was read of it counts as memory: so each maps but a few.
+    """
     _check_file(path)
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            keys = list(file.keys())
-            _check_shapes({key: tuple(file.get_slice(key).get_shape()) for key in keys}, wanted, path)
-            return {key: _floats(file.get_tensor(key), key, path).to(device, dtype) for key in wanted}
+            found = list(file.keys())
+            _check_shapes({key: tuple(file.get_slice(key).get_shape()) for key in found}, wanted, path)
+        for keys in _groups(wanted):
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors |= {key: _placed(_floats(file.get_tensor(key), key, path), device, dtype, layout)
+                            for key in keys}
     except (SafetensorError, OSError) as error:
         raise MinisdError("the weights cannot be read: the file is damaged or cut off", str(path),
                           str(error)[:200], "copy or download it again") from error
+    return {key: tensors[key] for key in wanted}
+
+
+def _groups(wanted: Shapes) -> Iterator[list[str]]:
+    """Keys of about GROUP numbers together; convolutions apart, since they are copied later, when they are laid out."""
+    for convolutions in (True, False):
+        keys = [key for key, shape in wanted.items() if (len(shape) == 4) == convolutions]
+        ends = accumulate(math.prod(wanted[key]) for key in keys)
+        for _, group in groupby(zip(keys, ends, strict=True), key=lambda pair: pair[1] // GROUP):
+            yield [key for key, _ in group]
+
+
+def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    """On the device and in the dtype; in the layout where that takes a copy anyway."""
+    stays = tensor.device == device and tensor.dtype == dtype
+    if stays or tensor.dim() != 4:
+        return tensor.to(device, dtype)
+    return tensor.to(device, dtype, memory_format=layout)
 
 
 def _check_file(path: Path) -> None:

@@ -59,7 +59,7 @@ FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
-                    "minisd.command", "minisd.allocator"),
+                    "minisd.command"),
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),

@@ -184,3 +184,20 @@ def test_a_strangers_name_leads_nowhere_else(whole: Path) -> None:
 
 def test_weights_are_as_readable_as_the_config(whole: Path) -> None:
     assert len({path.stat().st_mode for path in whole.iterdir()}) == 1
+
+
+def test_weights_stay_in_their_file_until_they_are_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = tiny_model.modules()
+    store.save(tmp_path / "a", tiny_model.MODEL, saved, torch.float32)
+    monkeypatch.setattr(store, "GROUP", 1000)     # many mappings, as for a large model
+    sd = store.load(tmp_path / "a", "cpu", "float32")
+    weights, linear = sd.unet.conv_in.weight, sd.unet.time.in_proj.weight.data_ptr()
+    assert weights.is_contiguous()
+    with torch.inference_mode():
+        sd.ready()
+    assert weights is sd.unet.conv_in.weight and weights.is_contiguous(memory_format=torch.channels_last)
+    assert not weights.is_inference() and sd.unet.time.in_proj.weight.data_ptr() == linear
+    before = weights.data_ptr()
+    assert sd.ready() is sd and weights.data_ptr() == before
+    for name, module in (("unet", sd.unet), ("vae", sd.vae), ("text", sd.text[0])):
+        assert all(torch.equal(a, b) for a, b in zip(saved[name].parameters(), module.parameters(), strict=True))

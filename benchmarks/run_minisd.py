@@ -1,0 +1,40 @@
+"""minisd at work, as its users get it: everything by `minisd.load`, nothing tuned here."""
+
+import jobs
+import numpy as np
+import torch
+from torch import Tensor
+
+import minisd
+
+load = minisd.load                                    # the package's names are fetched when they are first used
+
+
+class Contestant:
+    """The whole model, loaded from a folder; each method is the job of a row."""
+
+    def __init__(self, folder: str, dtype: str, side: int, channels_last: bool = False):
+        assert not channels_last, "minisd chooses its own layout"
+        self.sd, self.side = load(folder, "cpu", dtype), side
+        self.inputs = jobs.inputs(self.sd.dtype, side, self.sd.cfg.unet.context_dim)
+
+    def parameters(self) -> int:
+        return sum(p.numel() for part in (self.sd.unet, self.sd.vae, *self.sd.text) for p in part.parameters())
+
+    def text(self) -> Tensor:
+        return self.sd.encode([jobs.NEGATIVE, jobs.PROMPT]).context
+
+    def unet(self) -> Tensor:
+        self.sd.ready()                               # as `draw` does; after the first time there is nothing to do
+        t = torch.full((2,), float(jobs.TIMESTEP))
+        return jobs.guide(self.sd.unet(self.inputs.pair, t, self.inputs.context))
+
+    def vae(self) -> Tensor:
+        self.sd.ready()
+        return self.sd.vae.decode(self.inputs.latents)
+
+    def picture(self) -> Tensor:
+        pixels = 8 * self.side
+        image, = self.sd.txt2img(jobs.PROMPT, jobs.NEGATIVE, steps=jobs.STEPS, cfg=jobs.GUIDANCE, sampler="ddim",
+                                 seed=jobs.SEED, size=(pixels, pixels))
+        return torch.from_numpy(np.array(image))

@@ -1,0 +1,71 @@
+"""benchmarks/speed.py: what its ratios mean, and what it says of them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import speed  # noqa: E402
+from measure import OURS, THEIRS, TUNED, Result, in_turns  # noqa: E402
+
+
+def result(ours: list[float], theirs: list[float]) -> Result:
+    made = Result("a row", allowed=1e-3)
+    for a, b in zip(ours, theirs, strict=True):
+        made.add(OURS, a, 2 * speed.GIB)
+        made.add(THEIRS, b, 3 * speed.GIB)
+    return made
+
+
+def test_a_ratio_is_the_median_over_pairs() -> None:
+    slowing_down = result([1.0, 2.0, 10.0], [2.0, 5.0, 20.0])
+    assert slowing_down.speed() == 2.0 and slowing_down.time(OURS) == 2.0
+    assert slowing_down.memory() == 1.5
+
+
+def test_peak_memory_is_the_largest() -> None:
+    made = result([1.0], [1.0])
+    made.add(OURS, 1.0, 5 * speed.GIB)
+    made.add(OURS, 1.0, 4 * speed.GIB)
+    assert made.peak[OURS] == 5 * speed.GIB
+
+
+def test_everyone_comes_first_in_turn() -> None:
+    assert [in_turns(["a", "b", "c"], n)[0] for n in range(4)] == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("differ", [0.1, float("inf"), float("nan")])
+def test_outputs_that_differ_fail_loudly(differ: float, capsys: pytest.CaptureFixture[str]) -> None:
+    made = result([1.0], [2.0])
+    assert speed.report([made]) == 0 and "DIFFER" not in speed.line(made)
+    made.difference = differ
+    assert speed.report([made]) == 1 and "DIFFER" in speed.line(made)
+    assert "the outputs differ" in capsys.readouterr().err
+
+
+def test_being_behind_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.report([result([2.0], [1.0])]) == 0
+    assert "behind: a row, time 0.50" in capsys.readouterr().err
+
+
+def test_rows_that_were_measured_are_kept(tmp_path: Path) -> None:
+    path, made = tmp_path / "results" / "speed.json", result([1.0], [2.0])
+    made.add(TUNED, 1.5, 1)
+    made.row = "unet fp32"
+    speed.write(path, [made])
+    assert speed.kept(path, speed.ROWS) == [made]
+    assert json.loads(path.read_text())["rows"][0]["ratio"] == 2.0
+    assert speed.kept(tmp_path / "none.json", speed.ROWS) == []
+    path.write_text(json.dumps({"machine": "another", "rows": []}))
+    with pytest.raises(SystemExit, match="give another --out"):
+        speed.kept(path, speed.ROWS)
+
+
+def test_a_table_has_all_columns() -> None:
+    lines = speed.table([result([0.01], [2.0])]).splitlines()
+    assert {line.count("|") for line in lines} == {len(speed.HEAD) + 1}
+    assert "| 10 ms | 2.00 s | **200.00** |" in lines[-1]
