@@ -69,7 +69,7 @@ def fit(run: Run) -> None:
     so each is there once, whenever the run was killed.
     """
     cfg = run.cfg
-    with interrupts() as interrupted, ThreadPoolExecutor(1) as reader, bar(run) as progress:
+    with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress:
         ahead = prefetched(run, reader)
         while run.state.step < cfg.steps:
             update(run, ahead)
@@ -84,6 +84,15 @@ def fit(run: Run) -> None:
     with torch.no_grad():
         for name, p in run.state.params.items():
             p.copy_(run.state.ema[name])
+
+
+def reading_thread() -> ThreadPoolExecutor:
+    """One thread that reads ahead, computing on as many threads as this one from its first operation on.
+
+    By itself a new thread has OpenMP's own number until some operation of PyTorch's sets it right: what is encoded first
+    would be rounded otherwise than what comes later, and a resumed run begins with another picture.
+    """
+    return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
 
 
 def due(run: Run, every: int) -> bool:

@@ -108,6 +108,13 @@ def test_a_preview_that_fails_does_not_end_the_run(tmp_path, caplog):
     assert "no preview at step 3: no font" in caplog.text
 
 
+def test_what_is_read_ahead_is_computed_on_as_many_threads_from_the_first_operation_on():
+    """So that a resumed run, whose reader begins elsewhere, encodes every picture to the same bits."""
+    assert "omp_get_max_threads() : 1" in torch.__config__.parallel_info()       # the tests' own number
+    with loop.reading_thread() as reader:
+        assert "omp_get_max_threads() : 1" in reader.submit(torch.__config__.parallel_info).result()
+
+
 def test_an_error_while_reading_ends_the_run_with_it(tmp_path):
     def batches(numbers):
         raise MinisdError("every picture is broken")
