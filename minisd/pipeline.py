@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig
-from minisd.drawing import STANDARD, Defaults, Drawing, in_range
+from minisd.drawing import PLAIN, STANDARD, Defaults, Drawing, Guide, in_range
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.images import to_images
-from minisd.samplers.denoiser import Conditioning, Denoiser, conditioned, denoiser, guided
+from minisd.samplers.denoiser import Conditioning, Denoiser, conditioned, denoiser
+from minisd.samplers.guidance import Correction, guided, rescaled, scale_at, thresholded
 from minisd.samplers.loop import Interval, sample
 from minisd.samplers.noise import ImageNoise
 from minisd.samplers.recipes import sampler as recipe_of
+from minisd.samplers.schedule import Schedule
 from minisd.text import encode_prompts, tokenizer_of
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -52,13 +54,13 @@ class StableDiffusion:
     def txt2img(self, prompt: str | Sequence[str], negative: str = "", steps: int | None = None,
                 cfg: float | None = None, sampler: str | None = None, seed: int = 0,
                 size: tuple[int, int] | None = None, count: int = 1, batch: int = 4,
-                on_step: OnStep | None = None) -> list[Image.Image]:
+                on_step: OnStep | None = None, guide: Guide = PLAIN) -> list[Image.Image]:
         """`count` pictures of each prompt, with seeds from `seed` on; `size` is (width, height).
 
         What is left open is as the model likes it best (`defaults`). `on_step(x, s) -> x` as in `sample`.
         """
         in_range("count", count, 1, 10_000)
-        first = self.drawing("", negative, steps, cfg, sampler, seed, size)
+        first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size), guide=guide)
         drawings = [replace(first, prompt=words, seed=seed + n)
                     for words in ([prompt] if isinstance(prompt, str) else prompt) for n in range(count)]
         return [image for group in self.batches(drawings, batch) for image in self.draw(group, on_step)]
@@ -107,7 +109,7 @@ class StableDiffusion:
         shape = (self.vae.cfg.latent_channels, first.height // factor, first.width // factor)
         noise = ImageNoise([one.seed for one in drawings], shape, device=self.device)
         x = schedule[0].scale * noise.draw()
-        x = sample(recipe.solver, self._denoiser(drawings), x, schedule, self.cfg.noise, noise=noise,
+        x = sample(recipe.solver, self._denoiser(drawings, schedule), x, schedule, self.cfg.noise, noise=noise,
                    on_step=on_step)
         self._must_be_finite(x, "latents", drawings)
         return to_images(self._decode(x / self.cfg.latent_scale, drawings))
@@ -122,15 +124,21 @@ class StableDiffusion:
         read = [one.prompt] if one.guidance == 1 else [one.negative, one.prompt]
         return max(len(tokenizer_of(model.cfg).windows(prompt)) for model in self.text for prompt in read)
 
-    def _denoiser(self, drawings: Sequence[Drawing]) -> Denoiser:
+    def _denoiser(self, drawings: Sequence[Drawing], schedule: Schedule) -> Denoiser:
         """The UNet told of each prompt and, where there is guidance, of each negative prompt."""
-        predict, guidance = denoiser(self.unet, self.cfg.prediction), drawings[0].guidance
-        before = [] if guidance == 1 else [drawings[0].negative]         # read with each prompt, for equal lengths
+        predict, first = denoiser(self.unet, self.cfg.prediction), drawings[0]
+        before = [] if first.guidance == 1 else [first.negative]         # read with each prompt, for equal lengths
         read = {prompt: self.encode([*before, prompt]) for prompt in dict.fromkeys(one.prompt for one in drawings)}
         each = [read[one.prompt] for one in drawings]
-        if guidance == 1:
+        if first.guidance == 1:
             return conditioned(predict, _stack(each, 0))
-        return guided(predict, _stack(each, 1), _stack(each, 0), guidance)
+        scale = scale_at(first.guidance, schedule, first.guide.ramp, first.guide.interval)
+        return guided(predict, _stack(each, 1), _stack(each, 0), scale, self._corrections(first.guide))
+
+    def _corrections(self, guide: Guide) -> list[Correction]:
+        """What the guided x0 passes through, in the order in which the papers' pipelines have it."""
+        found = [rescaled(guide.rescale, self.cfg.prediction)] if guide.rescale else []
+        return found if guide.threshold is None else [*found, thresholded(guide.threshold)]
 
     def _decode(self, z: Tensor, drawings: Sequence[Drawing]) -> Tensor:
         """Latents to pictures; those that half precision makes NaN or infinite are done again in float32."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from minisd.drawing import SEEDS, Drawing
+from minisd.drawing import SEEDS, Drawing, Guide
 from minisd.errors import USAGE, MinisdError
 
 GOOD = Drawing("a red apple", "", 20, 7.5, "dpm++2m karras", 0, 512, 512)
@@ -29,3 +29,14 @@ def test_refused(option: str, value: object, told: str) -> None:
     ("width", 64), ("height", 2048), ("width", 72), ("sampler", "DPM++ 2M Karras"), ("prompt", "")])
 def test_allowed(option: str, value: object) -> None:
     replace(GOOD, **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value", "told"), [
+    ("ramp", (0.5, -1.0), "--cfg-ramp -1.0"), ("ramp", (1.0,) * 1001, "1001 shares"),
+    ("ramp", (float("nan"),), "0 to 10"),
+    ("interval", (2.0, 2.0), "2,2 is empty"), ("interval", (-1.0, 2.0), "--cfg-interval"), ("rescale", 1.5, "0 to 1"),
+    ("rescale", float("nan"), "--cfg-rescale"), ("threshold", 0.4, "0.5 to 1"), ("threshold", 1.1, "--threshold")])
+def test_guides_refused(option: str, value: object, told: str) -> None:
+    with pytest.raises(MinisdError, match=told) as fault:
+        Guide(**{option: value})
+    assert fault.value.code == USAGE

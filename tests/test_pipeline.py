@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd import images, pipeline, store
+from minisd.drawing import Guide
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval
@@ -45,7 +46,8 @@ def test_a_picture_varies_and_has_the_models_size(sd: StableDiffusion) -> None:
 
 @pytest.mark.parametrize("change", [
     {"prompt": "a blue car"}, {"negative": "blurry"}, {"seed": 1}, {"steps": 3}, {"cfg": 3.0}, {"cfg": 1.0},
-    {"sampler": "euler a"}, {"sampler": "euler"}])
+    {"sampler": "euler a"}, {"sampler": "euler"}, {"guide": Guide(ramp=(1, 0))}, {"guide": Guide(interval=(0, 5))},
+    {"guide": Guide(rescale=0.7)}, {"guide": Guide(threshold=0.9)}])
 def test_every_option_counts(sd: StableDiffusion, change: dict[str, object]) -> None:
     options = {"prompt": "a red apple", "steps": 2}
     (one,), (other,) = sd.txt2img(**options), sd.txt2img(**(options | change))
@@ -54,6 +56,12 @@ def test_every_option_counts(sd: StableDiffusion, change: dict[str, object]) -> 
 
 def test_the_negative_prompt_goes_unread_without_guidance(sd: StableDiffusion) -> None:
     (one,), (other,) = (sd.txt2img("a red apple", words, steps=2, cfg=1) for words in ("", "blurry"))
+    assert difference(one, other) == 0
+
+
+def test_an_interval_that_is_never_reached_is_no_guidance(sd: StableDiffusion) -> None:
+    guide = Guide(interval=(1e4, 1e5), rescale=0.5, threshold=0.9)
+    (one,), (other,) = sd.txt2img("a", steps=2, cfg=5, guide=guide), sd.txt2img("a", steps=2, cfg=1)
     assert difference(one, other) == 0
 
 

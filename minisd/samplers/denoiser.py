@@ -1,7 +1,7 @@
-"""From a network to `denoise(x, level) -> x0`: the prediction it was trained for, its condition, its guidance.
+"""From a network to `denoise(x, level) -> x0`: the prediction it was trained for, its condition, what is known.
 
-The wrappers compose inside out: `denoiser(unet, "v")`, then `conditioned(...)` or `guided(...)`, is what a solver
-calls.  Solvers never hear of guidance, masks or prediction types.
+The wrappers compose inside out: `denoiser(unet, "v")`, then `conditioned(...)` or `guidance.guided(...)`, then perhaps
+`inpainting(...)`, is what a solver calls.  Solvers never hear of guidance, masks or prediction types.
 """
 from __future__ import annotations
 
@@ -62,6 +62,22 @@ _X0: dict[Prediction, Callable[[Tensor, Tensor, Level], Tensor]] = {
     "v": lambda x, out, level: x / level.scale ** 2 - out * (level.sigma / level.scale),
     "x0": lambda x, out, level: out,
 }
+# And back: x and x0 -> the output.
+_OUTPUT: dict[Prediction, Callable[[Tensor, Tensor, Level], Tensor]] = {
+    "epsilon": lambda x, x0, level: (x - x0) / level.sigma,
+    "v": lambda x, x0, level: (x / level.scale ** 2 - x0) * (level.scale / level.sigma),
+    "x0": lambda x, x0, level: x0,
+}
+
+
+def to_x0(prediction: Prediction, x: Tensor, out: Tensor, level: Level) -> Tensor:
+    """What the network's output says of the clean picture."""
+    return _X0[prediction](x, out, level)
+
+
+def to_output(prediction: Prediction, x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """The output that says this x0; at sigma 0 neither epsilon nor v does."""
+    return _OUTPUT[prediction](x, x0, level)
 
 
 def denoiser(unet: Network, prediction: Prediction = "epsilon") -> ConditionalDenoiser:
@@ -70,14 +86,12 @@ def denoiser(unet: Network, prediction: Prediction = "epsilon") -> ConditionalDe
     x keeps its own dtype, and float32 is meant: at sigma 14, half precision is coarser than a picture's detail.
     `unet` may be any callable, so a ControlNet enters as a closure.
     """
-    to_x0 = _X0[prediction]
-
     def denoise(x: Tensor, level: Level, cond: Conditioning) -> Tensor:
         scaled = (x / level.scale).to(cond.context.dtype)
         if cond.concat is not None:
             scaled = torch.cat([scaled, cond.concat], dim=1)       # joined after scaling: it carries no noise
         t = torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
-        return to_x0(x, unet(scaled, t, cond.context, cond.label).to(x.dtype), level)
+        return to_x0(prediction, x, unet(scaled, t, cond.context, cond.label).to(x.dtype), level)
 
     return denoise
 
@@ -87,19 +101,15 @@ def conditioned(denoise: ConditionalDenoiser, cond: Conditioning) -> Denoiser:
     return lambda x, level: denoise(x, level, cond)
 
 
-def guided(denoise: ConditionalDenoiser, cond: Conditioning, negative: Conditioning,
-           scale: float) -> Denoiser:
-    """Classifier-free guidance, `negative + scale * (cond - negative)`, in one doubled batch, negative first.
+def inpainting(denoise: Denoiser, known: Tensor, mask: Tensor, noise: Tensor) -> Denoiser:
+    """Keeps the picture where the mask is False: there x is `known + sigma * noise`, and x0 is `known`.
 
-    Ho and Salimans, arXiv 2207.12598, eq. 6 with scale = 1 + w.  Mixing x0 is the same as mixing epsilon or v,
-    since at a given x each is affine in the others.  Scale 1 skips the negative half.
+    `known` and `noise` are [b, c, h, w], `mask` is boolean [1, 1, h, w].  That is Blended Latent Diffusion (Avrahami
+    et al., arXiv 2206.02779, section 3) at every call of the network, so it serves solvers of every kind: what a
+    solver makes of the known area is thrown away, and no pixel of it enters the rest but through the network.
     """
-    if scale == 1:
-        return conditioned(denoise, cond)
-    both = negative.cat(cond)
+    def denoise_inside(x: Tensor, level: Level) -> Tensor:
+        x = torch.where(mask, x, known + level.sigma * noise)
+        return torch.where(mask, denoise(x, level), known)
 
-    def denoise_guided(x: Tensor, level: Level) -> Tensor:
-        x0_negative, x0_cond = denoise(torch.cat([x, x]), level, both).chunk(2)    # [2b, …] -> 2 x [b, …]
-        return x0_negative + scale * (x0_cond - x0_negative)
-
-    return denoise_guided
+    return denoise_inside

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisd.samplers.denoiser import Conditioning, conditioned, denoiser, guided
+from minisd.samplers.denoiser import Conditioning, conditioned, denoiser, inpainting, to_output, to_x0
 from minisd.samplers.schedule import Level, NoiseTable
 
 TABLE = NoiseTable()
@@ -66,33 +66,30 @@ def test_the_network_has_its_dtype_and_x_keeps_its_own() -> None:
     assert network.calls[0][0].dtype == torch.bfloat16 and x0.dtype == torch.float32
 
 
-def test_guidance_is_one_doubled_batch_negative_first() -> None:
-    network, x = Recorder(), torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    got = guided(denoiser(network), cond(0.7), cond(0.1), scale=7.5)(x, LEVEL)
-    given, t, context, _ = network.calls[0]
-    assert len(network.calls) == 1 and given.shape[0] == t.shape[0] == 4
-    assert torch.equal(given[:2], given[2:])
-    assert context[:2].eq(0.1).all() and context[2:].eq(0.7).all()
-    negative, positive = (denoiser(Recorder())(x, LEVEL, cond(value)) for value in (0.1, 0.7))
-    torch.testing.assert_close(got, negative + 7.5 * (positive - negative), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-def test_mixing_x0_is_mixing_the_prediction(prediction: str) -> None:
-    """The usual form mixes the network's outputs; x0 is affine in them, so the result is the same."""
-    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    both = [cond(value, dtype=torch.float64) for value in (0.7, 0.1)]
-    network = Recorder()
-    got = guided(denoiser(network, prediction), *both, scale=3.0)(x, LEVEL)
-    positive, negative = (network(x / LEVEL.scale, x, c.context, None) for c in both)
-    mixed = Recorder(negative + 3.0 * (positive - negative))
-    torch.testing.assert_close(got, denoiser(mixed, prediction)(x, LEVEL, both[0]), rtol=1e-12, atol=1e-12)
+def test_output_and_x0_are_each_others_inverse(prediction: str, noisy: tuple[Tensor, Tensor, Tensor]) -> None:
+    picture, noise, x = noisy
+    out = to_output(prediction, x, picture, LEVEL)
+    alpha = 1 / LEVEL.scale
+    expected = {"epsilon": noise, "v": alpha * noise - math.sqrt(1 - alpha ** 2) * picture, "x0": picture}
+    torch.testing.assert_close(out, expected[prediction], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(to_x0(prediction, x, out, LEVEL), picture, rtol=1e-12, atol=1e-12)
 
 
-def test_scale_1_skips_the_negative_half() -> None:
-    network, x = Recorder(), torch.ones(2, 4, 6, 6)
-    guided(denoiser(network), cond(0.7), cond(0.1), scale=1.0)(x, LEVEL)
-    assert [call[0].shape[0] for call in network.calls] == [2]
+def test_what_is_known_is_shown_at_the_level_and_kept(noisy: tuple[Tensor, Tensor, Tensor]) -> None:
+    picture, noise, x = noisy
+    mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
+    mask[..., 2:4, 1:5] = True
+    seen: list[Tensor] = []
+
+    def look(x: Tensor, level: Level) -> Tensor:
+        seen.append(x)
+        return x * 0.3
+
+    x0 = inpainting(look, picture, mask, noise)(torch.full_like(x, 5.0), LEVEL)
+    inside = mask.expand_as(x)
+    assert (seen[0][inside] == 5).all() and torch.equal(seen[0][~inside], x[~inside])
+    assert (x0[inside] == 5 * 0.3).all() and torch.equal(x0[~inside], picture[~inside])
 
 
 def test_cat_joins_everything() -> None:
