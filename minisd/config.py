@@ -20,7 +20,7 @@ class UNetConfig:
     out_channels: int = 4
     widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per stage
     depths: tuple[int, ...] = (1, 1, 1, 0)        # transformer layers per stage; 0 = a stage without attention
-    layers: int = 2                               # residual blocks per down stage; up stages have one more
+    layers: int | tuple[int, ...] = 2             # residual blocks of every or each down stage; up: one more
     mid_depth: int | None = 1                     # transformer layers in the mid block; None = no mid block
     heads: int | None = 8                         # heads per attention, or ...
     head_dim: int | None = None                   # ... channels per head
@@ -32,6 +32,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):
             raise ValueError(f"{len(self.widths)} widths but {len(self.depths)} depths: one of each per stage")
+        if problem := self._layers_problem():
+            raise ValueError(f"layers={self.layers}: {problem}")
         if (self.heads is None) == (self.head_dim is None):
             raise ValueError(f"heads={self.heads} and head_dim={self.head_dim}: give exactly one of them")
         if self.mid_depth is not None and self.mid_depth < 1:
@@ -39,6 +41,25 @@ class UNetConfig:
         for width in self.widths:
             if width % self.groups or width % (self.heads or self.head_dim or 1):
                 raise ValueError(f"width {width} is not a multiple of {self.groups} groups and of the heads")
+
+    def _layers_problem(self) -> str:
+        counts = (self.layers,) if isinstance(self.layers, int) else self.layers
+        if min(counts, default=0) < 1:
+            return "a stage has at least one residual block"
+        if isinstance(self.layers, int):
+            return ""
+        if len(counts) != len(self.widths):
+            return f"{len(counts)} counts for {len(self.widths)} stages"
+        return "" if len(set(counts)) > 1 else f"write {counts[0]}, it is the same in every stage"
+
+    def layers_at(self, stage: int) -> int:
+        """Residual blocks of a down stage, the outermost being 0; the up stage of the same width has one more."""
+        return self.layers if isinstance(self.layers, int) else self.layers[stage]
+
+    @property
+    def skips(self) -> int:
+        """Connections from the way down to the way up: conv_in, the residual blocks and the resizes."""
+        return sum(self.layers_at(i) + 1 for i in range(len(self.widths)))
 
     def heads_at(self, width: int) -> int:
         """Attention heads in a stage of this width."""

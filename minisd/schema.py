@@ -46,7 +46,17 @@ def none_or(value: Any, kind: Any) -> Any:
     return None if value is None or value == "none" else STRICT.structure(value, other)
 
 
+def one_or_each(kind: Any) -> bool:
+    """Whether a field is a whole number, or a tuple with one for each."""
+    return set(get_args(kind)) == {int, tuple[int, ...]}
+
+
+def number_or_numbers(value: Any, _: Any) -> Any:
+    return STRICT.structure(value, tuple[int, ...] if isinstance(value, list | tuple) else int)
+
+
 STRICT.register_structure_hook_func(optional, none_or)
+STRICT.register_structure_hook_func(one_or_each, number_or_numbers)
 
 
 def read(cls: type[T], data: Any, where: str) -> T:

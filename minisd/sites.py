@@ -46,7 +46,7 @@ def unet_sites(cfg: UNetConfig, height: int, width: int) -> dict[str, tuple[int,
     skips = [shapes["conv_in"]]
     for i, channels in enumerate(cfg.widths):
         shapes[f"down.{i}"] = (channels, *sizes[i])
-        skips += [shapes[f"down.{i}"]] * cfg.layers
+        skips += [shapes[f"down.{i}"]] * cfg.layers_at(i)
         if i < last:
             shapes[f"down.{i}.downsample"] = (channels, *sizes[i + 1])
             skips.append(shapes[f"down.{i}.downsample"])

@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(cfg.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
-            channels = [widths[max(i - 1, 0)]] + [width] * (cfg.layers - 1)
+            channels = [widths[max(i - 1, 0)]] + [width] * (cfg.layers_at(i) - 1)
             self.down.append(Stage(channels, width, cfg.depths[i], cfg, resize="down" if i < last else None))
         self.mid = Mid(widths[-1], cfg.mid_depth, cfg) if cfg.mid_depth is not None else None
 
@@ -77,9 +77,9 @@ class Encoder(nn.Module):
         x = sites("conv_in", self.conv_in(x))
         skips = [x]
         for i, stage in enumerate(cast(Iterable[Stage], self.down)):
-            for j in range(self.cfg.layers):
+            for j in range(len(stage.res)):
                 x = stage.block(j, x, time, context)
-                if j == self.cfg.layers - 1:
+                if j == len(stage.res) - 1:
                     x = sites(f"down.{i}", x)
                 skips.append(x)
             if stage.downsample is not None:
@@ -98,11 +98,11 @@ class UNet(Encoder):
         widths = cfg.widths
         skips = [widths[0]]  # channels of the skips, in the order in which `encode` makes them
         for i, width in enumerate(widths):
-            skips += [width] * (cfg.layers + (i < len(widths) - 1))
+            skips += [width] * (cfg.layers_at(i) + (i < len(widths) - 1))
         self.up = nn.ModuleList()
         below = widths[-1]
         for i in reversed(range(len(widths))):
-            channels = [(below if j == 0 else widths[i]) + skips.pop() for j in range(cfg.layers + 1)]
+            channels = [(below if j == 0 else widths[i]) + skips.pop() for j in range(cfg.layers_at(i) + 1)]
             self.up.append(Stage(channels, widths[i], cfg.depths[i], cfg, resize="up" if i else None))
             below = widths[i]
         self.norm_out = nn.GroupNorm(cfg.groups, below, eps=EPS)
@@ -114,7 +114,7 @@ class UNet(Encoder):
         time = self.embed(t, label, x.dtype)
         x, skips = self.encode(x, time, context, sites)
         for i, stage in enumerate(cast(Iterable[Stage], self.up)):
-            for j in range(self.cfg.layers + 1):
+            for j in range(len(stage.res)):
                 skip = sites(f"skip.{len(skips) - 1}", skips.pop())
                 x = stage.block(j, torch.cat([x, skip], dim=1), time, context)
             if stage.upsample is not None:  # to the size of the next skip: odd sizes were rounded up on the way down

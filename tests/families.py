@@ -26,6 +26,8 @@ def tiny(cfg: UNetConfig) -> UNetConfig:
 FAMILIES = {name: ModelConfig(unet=tiny(PRESETS[name]), vae=VAE, size=64,
                               text=(TEXT_2 if name == "sd21" else TEXT,),
                               prediction="v" if name == "sd21" else "epsilon") for name in NAMES}
+# A student with other numbers of blocks in each stage.
+FAMILIES["uneven"] = replace(FAMILIES["bk-base"], unet=replace(FAMILIES["bk-base"].unet, layers=(1, 2, 1, 3)))
 
 
 def model(name: str, only: tuple[str, ...] = ()) -> Model:

@@ -52,7 +52,8 @@ class Floor:
     itself: bool = True                           # whether its modules may import each other
 
 
-MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.attach")
+MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.attach",
+          "minisd.surgery")
 PROGRAMS = ("minisd.generate", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (

@@ -14,3 +14,4 @@ def tiny(cfg: UNetConfig) -> UNetConfig:
 
 
 TINY_UNETS = {name: cfg if cfg is TINY else tiny(cfg) for name, cfg in PRESETS.items()}
+TINY_UNETS["uneven"] = replace(TINY_UNETS["sd15"], layers=(1, 2, 3, 1))

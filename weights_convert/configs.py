@@ -41,7 +41,8 @@ def unet_json(cfg: UNetConfig, size: int) -> Json:
                           why="diffusers' configs give both the same depth", remedy="write it --to native or ldm")
     return VERSION | {
         "_class_name": CLASSES["unet"][1], "sample_size": size, "in_channels": cfg.in_channels,
-        "out_channels": cfg.out_channels, "block_out_channels": list(cfg.widths), "layers_per_block": cfg.layers,
+        "out_channels": cfg.out_channels, "block_out_channels": list(cfg.widths),
+        "layers_per_block": cfg.layers if isinstance(cfg.layers, int) else list(cfg.layers),
         "norm_num_groups": cfg.groups, "cross_attention_dim": cfg.context_dim, "attention_head_dim":
         cfg.heads or heads, "use_linear_projection": cfg.linear_proj,
         "transformer_layers_per_block": depths if any(depth > 1 for depth in depths) else 1,

