@@ -58,7 +58,8 @@ PROGRAMS = ("minisd.generate", "minisd.distill", "minisd.train.__main__", "minis
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
-    Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.samplers.schedule")),
+    Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
+                    "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
                     "minisd.command"),
           ("words",)),
