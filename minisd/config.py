@@ -129,6 +129,11 @@ class ModelConfig:
     pooled_label: bool = False                    # the pooled text is the UNet's label as well
     size: int = 512                               # pixels a side of the pictures it was trained on
 
+    def __post_init__(self) -> None:
+        if self.noise.zero_snr and self.prediction == "epsilon":
+            raise ValueError("zero_snr noise levels and epsilon prediction: pure noise says nothing of the picture; "
+                             "such a network predicts v or x0")
+
 
 SD15 = UNetConfig()
 SD15_MIDLESS = replace(SD15, mid_depth=None)      # the first compression experiment: no mid block

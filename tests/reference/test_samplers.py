@@ -227,7 +227,7 @@ def test_every_step_is_that_of_diffusers(name: str, prediction: str, precision: 
     if precision == "float64":
         widen(case.reference, monkeypatch)
     unet, worst = toy_unet(), 0.0
-    for n in (n for n in STEPS if n >= case.at_least):
+    for n in (n for n in STEPS if n >= case.at_least and (n, case.spacing) != (1, leading)):  # see test_schedules
         noises = noise_list(n + 2)
         reference = theirs(case, prediction, n, noises, monkeypatch, unet)
         mine = ours(case, prediction, n, noises, unet)
