@@ -48,7 +48,7 @@ class Layer(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """Causal transformer over tokens. The pooled state is that of the first end token, which has the highest id."""
+    """Causal transformer over tokens. The pooled state is that of the first end token, the last of the vocabulary."""
 
     def __init__(self, cfg: CLIPTextConfig):
         super().__init__()
@@ -72,7 +72,8 @@ class CLIPText(nn.Module):
         x = self.norm_out(x)
         if self.cfg.final_norm:
             hidden = self.norm_out(hidden) if self.cfg.skipped_layers else x
-        pooled = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]  # argmax: the first end token
+        end = self.cfg.vocab_size - 1             # not the highest id, which may be that of a word learnt later
+        pooled = x[torch.arange(len(ids), device=ids.device), (ids == end).int().argmax(dim=1)]  # argmax: the first
         return TextStates(hidden, pooled if self.projection is None else self.projection(pooled))
 
 

@@ -54,6 +54,13 @@ def test_the_state_of_the_first_end_token_is_pooled_whatever_the_padding():
     assert torch.equal(padded_with_end.pooled, padded_with_zero.pooled)
 
 
+def test_the_end_token_is_pooled_and_not_a_word_added_after_it():
+    text = random_model(CLIPText, CFG)
+    text.token = nn.Embedding.from_pretrained(torch.cat([text.token.weight, torch.randn(2, 32)]))
+    states = text(ids([5, 100, 101, 6, END, END]))
+    assert torch.equal(states.pooled, states.hidden[:, 5])
+
+
 def test_projection_is_of_the_pooled_state_only():
     cfg = replace(CFG, projection_dim=12)
     text = random_model(CLIPText, cfg)
