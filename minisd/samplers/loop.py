@@ -41,7 +41,7 @@ class Interval:
     first: int                         # where the walk began (img2img: above 0)
     schedule: Sequence[Level]
     table: NoiseTable
-    past: list[Point]                  # one point per interval walked; this one's joins when it is denoised
+    past: list[Point]                  # one point per interval walked; this one's joins with its first answer
     noise: Noise
     model: Denoiser
 
@@ -63,10 +63,10 @@ class Interval:
         return self.left == 1
 
     def denoise(self, x: Tensor, level: Level | None = None) -> Point:
-        """Ask the network.  The first answer at `now` enters the past; later ones and other levels do not."""
+        """Ask the network, at `now` or another level.  The first answer of an interval enters the past, no other."""
         level = self.now if level is None else level
         point = Point(level, x, self.model(x, level))
-        if level is self.now and len(self.past) == self.index - self.first:
+        if len(self.past) == self.index - self.first:
             self.past.append(point)
         return point
 
@@ -77,7 +77,10 @@ class Solver(Protocol):
         """x at `s.now` -> x at `s.next`."""
 
     def calls(self, schedule: Sequence[Level], /) -> int:
-        """How many times the network will be asked on the way down this schedule."""
+        """How many times the network is asked on the way down this schedule; `schedule[first:]` for img2img.
+
+        For a solver that chooses its own steps (`DPMAdaptive`), the fewest: how many depends on the picture.
+        """
 
 
 def sample(solver: Solver, denoise: Denoiser, x: Tensor, schedule: Sequence[Level], table: NoiseTable, *,

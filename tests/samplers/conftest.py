@@ -23,15 +23,21 @@ def exact(x: float, sigma: float, to: float) -> float:
     return x * math.sqrt((VARIANCE + to ** 2) / (VARIANCE + sigma ** 2))
 
 
-def error(solver: Solver, n: int, exact_start: int = 0) -> float:
-    """Relative error after n steps even in log sigma; the first `exact_start` of them are given, not computed."""
+def error(solver: Solver, n: int, exact_start: int = 0, left_out: int = 0) -> float:
+    """Relative error after n steps even in log sigma; the first `exact_start` of them are given, not computed.
+
+    With `left_out` it is the error so many steps before the end, where a method has settled down to a lower order.
+    """
     schedule = [Level(float(s), 0.0) for s in np.exp(np.linspace(math.log(FROM), math.log(TO), n + 1))]
+    errors: list[float] = []
 
-    def begin_exactly(x: float, s: Interval) -> float:
-        return exact(3.0, FROM, s.next.sigma) if s.index < exact_start else x
+    def on_step(x: float, s: Interval) -> float:
+        wanted = exact(3.0, FROM, s.next.sigma)
+        errors.append(abs(x / wanted - 1))
+        return wanted if s.index < exact_start else x
 
-    got = sample(solver, denoise, 3.0, schedule, NoiseTable(), noise=lambda *_: 0.0, on_step=begin_exactly)
-    return abs(got / exact(3.0, FROM, TO) - 1)
+    sample(solver, denoise, 3.0, schedule, NoiseTable(), noise=lambda *_: 0.0, on_step=on_step)
+    return errors[-1 - left_out]
 
 
 @pytest.fixture
@@ -41,5 +47,8 @@ def gaussian_error() -> Callable[..., float]:
 
 @pytest.fixture
 def measured_order() -> Callable[..., float]:
-    """By what power of two the error falls when the steps are halved."""
-    return lambda solver, exact_start=0: math.log2(error(solver, 320, exact_start) / error(solver, 640, exact_start))
+    """By what power of two the error falls when the steps are halved; `left_out` are of the longer ones."""
+    def order(solver: Solver, exact_start: int = 0, left_out: int = 0, n: int = 320) -> float:
+        return math.log2(error(solver, n, exact_start, left_out) / error(solver, 2 * n, exact_start, 2 * left_out))
+
+    return order
