@@ -1,32 +1,12 @@
 """All that decides a picture, checked before anything is loaded: this file and what it imports need no torch."""
 
-import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from minisd.control import PLAIN, Guide, Hires, Mask, Start, Walk, larger, skipped
 from minisd.errors import USAGE, MinisdError
+from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
 from minisd.samplers.recipes import sampler
-
-SIDES = (64, 2048)                                # pixels; both must be multiples of 8
-STEPS = (1, 1000)
-GUIDANCE = (0.0, 100.0)
-SIGMAS = (0.0, 1e6)
-SEEDS = 2 ** 64
-
-
-def in_range(option: str, value: float, low: float, high: float) -> None:
-    """Refuses what lies outside, and what is not a number."""
-    if not (math.isfinite(value) and low <= value <= high):
-        shown = f"2^64 - {SEEDS - high:.0f}" if high > SEEDS // 2 else f"{high:g}"
-        raise MinisdError(f"--{option} {value} is out of range", remedy=f"give {low:g} to {shown}", code=USAGE)
-
-
-def check_side(option: str, pixels: int) -> None:
-    """Sizes are never rounded to what fits: the nearest that do are named instead."""
-    in_range(option, pixels, *SIDES)
-    if pixels % 8:
-        below = pixels // 8 * 8
-        raise MinisdError(f"--{option} {pixels} is not a multiple of 8", remedy=f"give {below} or {below + 8}",
-                          code=USAGE)
 
 
 @dataclass(frozen=True)
@@ -42,34 +22,6 @@ STANDARD = Defaults()                             # of a model that states none:
 
 
 @dataclass(frozen=True)
-class Guide:
-    """How guidance is applied, beside its scale; as it stands, plainly."""
-
-    ramp: tuple[float, ...] = ()                  # shares of it, spread evenly over the steps; () = whole all the way
-    interval: tuple[float, float] | None = None   # in sigma: guided above the first, up to the second
-    rescale: float = 0.0                          # share of the deviation that is given back (arXiv 2305.08891)
-    threshold: float | None = None                # quantile at which x0 is cut, such as 0.995 (arXiv 2205.11487)
-
-    def __post_init__(self) -> None:
-        if len(self.ramp) > STEPS[1]:
-            raise MinisdError(f"--cfg-ramp of {len(self.ramp)} shares", remedy=f"give at most {STEPS[1]}", code=USAGE)
-        for share in self.ramp:
-            in_range("cfg-ramp", share, 0, 10)
-        for sigma in self.interval or ():
-            in_range("cfg-interval", sigma, *SIGMAS)
-        if self.interval is not None and self.interval[0] >= self.interval[1]:
-            raise MinisdError(f"--cfg-interval {self.interval[0]:g},{self.interval[1]:g} is empty",
-                              why="it is in sigma: above the first, up to the second", remedy="give the smaller first",
-                              code=USAGE)
-        in_range("cfg-rescale", self.rescale, 0, 1)
-        if self.threshold is not None:
-            in_range("threshold", self.threshold, 0.5, 1)
-
-
-PLAIN = Guide()
-
-
-@dataclass(frozen=True)
 class Drawing:
     """One picture to be drawn. Values out of range are errors that name the option and what it allows."""
 
@@ -82,6 +34,10 @@ class Drawing:
     width: int
     height: int
     guide: Guide = PLAIN
+    start: Start | None = None
+    mask: Mask | None = None
+    image_guidance: float | None = None           # of instruct-pix2pix: how strictly to follow the picture
+    hires: Hires | None = None
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, *STEPS)
@@ -90,3 +46,42 @@ class Drawing:
         check_side("width", self.width)
         check_side("height", self.height)
         sampler(self.sampler)
+        if self.image_guidance is not None:
+            in_range("image-cfg", self.image_guidance, *GUIDANCE)
+        if self.start is None and (self.mask or self.image_guidance is not None):
+            raise MinisdError("a mask or --image-cfg, but no picture", remedy="give one by --image", code=USAGE)
+        if self.mask and self.image_guidance is not None:
+            raise MinisdError("--mask beside --image-cfg", remedy="give one or the other", code=USAGE)
+        if self.start and self.hires:
+            raise MinisdError("a picture to begin from, and a second walk (hires)",
+                              remedy="draw the picture larger by giving its --size", code=USAGE)
+        self.walks()
+
+    @property
+    def negative_counts(self) -> bool:
+        """Whether the negative prompt is read."""
+        return self.guidance != 1 or self.image_guidance not in (None, 1)
+
+    @property
+    def walked(self) -> int:
+        """Steps really taken, in all walks together."""
+        return sum(walk.steps - walk.skipped for walk in self.walks())
+
+    def walks(self) -> list[Walk]:
+        """One, or two with hires."""
+        strength = self.start.strength if self.start else 1.0
+        first = Walk(self.width, self.height, self.steps, skipped("strength", self.steps, strength))
+        if self.hires is None:
+            return [first]
+        steps = self.hires.steps or self.steps
+        return [first, Walk(larger("width", self.width, self.hires.upscale),
+                            larger("height", self.height, self.hires.upscale),
+                            steps, skipped("hires-strength", steps, self.hires.strength))]
+
+    def check_pictures(self, given: Collection[str]) -> None:
+        """Refuses if a picture it needs is not among those given, all by fingerprint."""
+        for option, needed in (("image", self.start), ("mask", self.mask)):
+            if needed is not None and needed.sha256 not in given:
+                raise MinisdError(f"the drawing needs a picture that is not given: the --{option}", f"--{option}",
+                                  f"its pixels have the sha256 {needed.sha256[:10]}…",
+                                  f"give the same picture as the first time by --{option}", USAGE)

@@ -1,10 +1,11 @@
 """Pictures: opened safely whatever their kind, made tensors in [-1, 1] and back, laid in grids, written."""
 
+import hashlib
 import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,34 +19,76 @@ from minisd.errors import RESOURCE, MinisdError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")   # other decoders are never tried
 MAX_PIXELS = 64 * 1024 * 1024
-WHITE = (255, 255, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+Colour = tuple[int, int, int]
 GAP = 4                                           # pixels between the pictures of a grid
 NUMBERED = re.compile(r"(\d{5,9})-")
 
 
-def open_picture(source: str | Path | BinaryIO, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def open_picture(source: str | Path | BinaryIO, background: Colour = WHITE) -> Image.Image:
     """A picture as upright 8-bit RGB: the first frame, alpha laid over the background, 16 bits scaled to 8.
 
     Float pictures are taken to run from 0 to 1; colour profiles are ignored. A file that is damaged, of
     another kind or above 64 megapixels is a MinisdError, whatever its decoder raises.
     """
+    return _opened(source, lambda image, where: as_picture(image, background, where))
+
+
+def open_mask(source: str | Path | BinaryIO) -> Image.Image:
+    """A mask as upright black and white, mode L: white from half the brightness on, transparent is black."""
+    return _opened(source, as_mask)
+
+
+def _opened(source: str | Path | BinaryIO, convert: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
     where = str(source) if isinstance(source, (str, Path)) else "picture"
     try:
         with Image.open(source, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:       # known from the header, before anything is decoded
-                raise MinisdError(f"the picture has {width}x{height} pixels", where,
-                                  f"at most {MAX_PIXELS:,} are read", "make it smaller")
-            image.load()                          # turns a TIFF upright, and forgets its orientation
-            return _flat(ImageOps.exif_transpose(image), background)
+            return convert(image, where)
     except MinisdError:
         raise
     except Exception as error:                    # a decoder that is fed damaged bytes may raise anything
-        raise MinisdError("the picture cannot be read", where, f"{type(error).__name__}: {error}"[:200],
-                          f"give a whole file: {', '.join(FORMATS)}") from error
+        raise _unreadable(where, error) from error
 
 
-def _flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def as_picture(image: Image.Image, background: Colour = WHITE, where: str = "picture") -> Image.Image:
+    """What `open_picture` makes of a file, of an image that is open already."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:               # known from the header, before anything is decoded
+        raise MinisdError(f"the picture has {width}x{height} pixels", where,
+                          f"at most {MAX_PIXELS:,} are read", "make it smaller")
+    try:
+        image.load()                              # turns a TIFF upright, and forgets its orientation
+        return _flat(ImageOps.exif_transpose(image), background)
+    except Exception as error:
+        raise _unreadable(where, error) from error
+
+
+def as_mask(image: Image.Image, where: str = "mask") -> Image.Image:
+    """What `open_mask` makes of a file; a mask without any white is refused."""
+    mask = as_picture(image, BLACK, where).convert("L").point([0] * 128 + [255] * 128)
+    if mask.getbbox() is None:
+        raise MinisdError("the mask is black all over", where, "white is what is drawn anew",
+                          "paint something white; a transparent mask counts as black")
+    return mask
+
+
+def _unreadable(where: str, error: Exception) -> MinisdError:
+    return MinisdError("the picture cannot be read", where, f"{type(error).__name__}: {error}"[:200],
+                       f"give a whole file: {', '.join(FORMATS)}")
+
+
+def fingerprint(image: Image.Image) -> str:
+    """sha256 of a picture's pixels, mode and size, whatever kind of file they came from: 64 hexadecimal digits."""
+    head = f"{image.mode} {image.width}x{image.height}\n".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def album(*images: Image.Image) -> dict[str, Image.Image]:
+    """Pictures by their fingerprints, as a Drawing names them."""
+    return {fingerprint(image): image for image in images}
+
+
+def _flat(image: Image.Image, background: Colour) -> Image.Image:
     if image.mode.startswith("I"):                # 16-bit greys, which Pillow may hand out as 32-bit ones
         greys = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(greys.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -79,8 +122,11 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return sheet
 
 
-def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, str]) -> Path:
-    """Write `NNNNN-label.png` under the folder's next free number, with text chunks, and return its path.
+def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, str],
+              number: int | None = None) -> Path:
+    """Write `NNNNN-label.png` under the folder's next number, with text chunks, and return its path.
+
+    Where a number is given, it is that one, or the first one after it whose name is free.
 
     It appears whole or not at all, and nothing is ever overwritten, even if others write there as well.
     """
@@ -90,13 +136,13 @@ def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, s
     whole = io.BytesIO()
     image.save(whole, "PNG", pnginfo=info)
     try:
-        return _place(whole.getvalue(), folder, label)
+        return _place(whole.getvalue(), folder, label, number)
     except OSError as error:
         raise MinisdError("the picture cannot be written", str(folder), error.strerror or str(error),
                           "free some space, or give another folder by --out", RESOURCE) from error
 
 
-def _place(data: bytes, folder: Path, label: str) -> Path:
+def _place(data: bytes, folder: Path, label: str, number: int | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     hidden = folder / f".tmp-{os.getpid()}-{label}.png"
     try:
@@ -104,7 +150,7 @@ def _place(data: bytes, folder: Path, label: str) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        number = _next_number(folder)
+        number = _next_number(folder) if number is None else number
         while not _take(hidden, folder / f"{number:05d}-{label}.png"):
             number += 1
         return folder / f"{number:05d}-{label}.png"

@@ -32,6 +32,9 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b(?!.*(?:#|issue )\d)
 MANY_ARGUMENTS = {
     "minisd.samplers.loop.sample": "the only loop: five say what is walked, three have defaults",
     "minisd.pipeline.StableDiffusion.txt2img": "the public face: what a picture may be told, nearly all optional",
+    "minisd.pipeline.StableDiffusion.img2img": "the same",
+    "minisd.pipeline.StableDiffusion.inpaint": "the same",
+    "minisd.pipeline.StableDiffusion.edit": "the same",
 }
 # Functions that pass **kwargs on to a foreign library.
 KEYWORDS_PASSED_ON: tuple[str, ...] = ()
@@ -54,11 +57,11 @@ class Floor:
 
 MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.attach",
           "minisd.surgery")
-PROGRAMS = ("minisd.generate", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
+PROGRAMS = ("minisd.generate.__main__", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
-    Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
+    Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt", "minisd.shares",
                     "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
                     "minisd.command"),
@@ -68,12 +71,15 @@ FLOORS = (
     # The converter writes tokenizer files from our merges, and reads native configs strictly, by the schema.
     Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
     Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline",
+                  "minisd.ranges", "minisd.control", "minisd.canvas", "minisd.models", "minisd.conditions",
+                  "minisd.walk",
                   "minisd.parity"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),
+    Floor("generate", ("minisd.generate",), ("face", "words", "parts", "models", "methods", "converter", "use")),
     Floor("programs", PROGRAMS,
-          ("face", "words", "parts", "models", "methods", "converter", "use", "training"), itself=False),
+          ("face", "words", "parts", "models", "methods", "converter", "use", "training", "generate"), itself=False),
 )
 # Narrower than the floor: who, and what it must not import.
 APART = (("minisd.train.loop", ("minisd.train.tasks", *MODELS)),)

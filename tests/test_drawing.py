@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from minisd.drawing import SEEDS, Drawing, Guide
+from minisd.control import Hires, Mask, Start
+from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
+from minisd.ranges import SEEDS
 
 GOOD = Drawing("a red apple", "", 20, 7.5, "dpm++2m karras", 0, 512, 512)
 REFUSED = [
@@ -31,12 +33,54 @@ def test_allowed(option: str, value: object) -> None:
     replace(GOOD, **{option: value})
 
 
-@pytest.mark.parametrize(("option", "value", "told"), [
-    ("ramp", (0.5, -1.0), "--cfg-ramp -1.0"), ("ramp", (1.0,) * 1001, "1001 shares"),
-    ("ramp", (float("nan"),), "0 to 10"),
-    ("interval", (2.0, 2.0), "2,2 is empty"), ("interval", (-1.0, 2.0), "--cfg-interval"), ("rescale", 1.5, "0 to 1"),
-    ("rescale", float("nan"), "--cfg-rescale"), ("threshold", 0.4, "0.5 to 1"), ("threshold", 1.1, "--threshold")])
-def test_guides_refused(option: str, value: object, told: str) -> None:
-    with pytest.raises(MinisdError, match=told) as fault:
-        Guide(**{option: value})
-    assert fault.value.code == USAGE
+SHA, OTHER = "0" * 64, "f" * 64
+IMG2IMG = replace(GOOD, start=Start(SHA, 0.5))
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"mask": Mask(SHA)}, "give one by --image"), ({"image_guidance": 1.5}, "give one by --image"),
+    ({"start": Start(SHA), "mask": Mask(SHA), "image_guidance": 1.5}, "one or the other"),
+    ({"start": Start(SHA), "hires": Hires()}, "second walk"),
+    ({"start": Start(SHA), "image_guidance": float("nan")}, "--image-cfg"),
+    ({"start": Start(SHA, 0.04)}, "give at least 25 steps, or 0.05"),
+    ({"hires": Hires(strength=0.1, steps=3)}, "--hires-strength 0.1 of 3 steps.*at least 10 steps, or 0.334"),
+    ({"hires": Hires(1.3)}, "665.6 pixels"), ({"hires": Hires(8)}, "up to 2048")])
+def test_contradictions_are_refused(change: dict[str, object], told: str) -> None:
+    with pytest.raises(MinisdError, match=f"(?s){told}") as fault:
+        replace(GOOD, **change)
+    assert fault.value.code == USAGE and len(str(fault.value).splitlines()) <= 6
+
+
+@pytest.mark.parametrize(("drawing", "walked"), [
+    (GOOD, 20), (IMG2IMG, 10), (replace(GOOD, start=Start(SHA, 0.0)), 0), (replace(GOOD, start=Start(SHA, 1.0)), 20),
+    (replace(GOOD, steps=50, start=Start(SHA, 0.58)), 29),            # 50 * 0.58 is 28.999999999999996
+    (replace(GOOD, hires=Hires(strength=0.7)), 20 + 14), (replace(GOOD, hires=Hires(strength=0.5, steps=8)), 20 + 4)])
+def test_the_steps_that_are_really_taken(drawing: Drawing, walked: int) -> None:
+    assert drawing.walked == walked
+
+
+def test_every_share_of_every_number_of_steps_is_what_it_says() -> None:
+    for steps in range(1, 1001):
+        for taken in {1, steps // 3 or 1, steps}:
+            assert replace(GOOD, steps=steps, start=Start(SHA, taken / steps)).walked == taken
+
+
+def test_walks_with_hires() -> None:
+    first, second = replace(GOOD, width=96, height=64, hires=Hires(1.5, 0.25, 12)).walks()
+    assert first == (96, 64, 20, 0) and second == (144, 96, 12, 9)
+
+
+def test_the_negative_prompt_counts_with_either_guidance() -> None:
+    assert GOOD.negative_counts and not replace(GOOD, guidance=1).negative_counts
+    assert replace(IMG2IMG, guidance=1, image_guidance=1.5).negative_counts
+    assert not replace(IMG2IMG, guidance=1, image_guidance=1).negative_counts
+
+
+def test_pictures_that_are_needed_must_be_given() -> None:
+    drawing = replace(IMG2IMG, mask=Mask(OTHER))
+    GOOD.check_pictures(())
+    drawing.check_pictures((SHA, OTHER))
+    for given, option in (((SHA,), "--mask"), ((OTHER,), "--image"), ((), "--image")):
+        with pytest.raises(MinisdError, match=f"the {option}") as fault:
+            drawing.check_pictures(given)
+        assert fault.value.code == USAGE and len(str(fault.value).splitlines()) <= 6

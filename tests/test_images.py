@@ -104,6 +104,61 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
         images.open_picture(file)
 
 
+def test_masks_are_black_and_white_by_half_the_brightness() -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    mask = images.open_mask(stored(ramp))
+    assert mask.mode == "L" and pixels(mask).flatten().tolist() == [0] * 128 + [255] * 128
+    deep = Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16))
+    assert pixels(images.open_mask(stored(deep))).tolist() == pixels(mask).tolist()
+    assert np.array_equal(pixels(images.open_mask(stored(ramp.convert("RGB"), "WEBP", lossless=True))), pixels(mask))
+    assert pixels(images.as_mask(Image.new("1", (2, 2), 1))).tolist() == [[255] * 2] * 2
+
+
+def test_what_is_transparent_in_a_mask_is_black() -> None:
+    mask = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    mask.putpixel((1, 2), (255, 255, 255, 255))
+    assert images.open_mask(stored(mask)).getbbox() == (1, 2, 2, 3)
+
+
+def test_a_mask_turned_by_exif_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = Image.new("L", (4, 8))
+    mask.putpixel((3, 0), 255)
+    assert images.open_mask(stored(mask, exif=exif)).getbbox() == (7, 3, 8, 4)
+
+
+@pytest.mark.parametrize("mask", [Image.new("L", (4, 4), 127), Image.new("RGBA", (4, 4), (255, 255, 255, 0))])
+def test_a_mask_without_white_is_refused(mask: Image.Image, tmp_path: Path) -> None:
+    mask.save(tmp_path / "m.png")
+    with pytest.raises(MinisdError, match=r"(?s)black all over.*m\.png") as fault:
+        images.open_mask(tmp_path / "m.png")
+    assert fault.value.code == BAD_FILE
+
+
+def test_a_picture_that_is_open_already_is_treated_like_its_file() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    file = stored(PATTERN.convert("RGBA"), exif=exif)
+    expected = images.open_picture(file)
+    file.seek(0)
+    assert np.array_equal(pixels(images.as_picture(Image.open(file))), pixels(expected))
+    cut = io.BytesIO(WHOLE["PNG"][:len(WHOLE["PNG"]) // 2])
+    with pytest.raises(MinisdError, match="cannot be read"):
+        images.as_picture(Image.open(cut))
+    with pytest.raises(MinisdError, match="8200x8200"):
+        images.as_picture(Image.new("1", (8200, 8200)))
+
+
+def test_a_fingerprint_is_of_the_pixels_and_not_of_the_file() -> None:
+    prints = {images.fingerprint(images.open_picture(stored(PATTERN, kind))) for kind in ("PNG", "TIFF", "BMP")}
+    assert prints == {images.fingerprint(PATTERN)}
+    others = [PATTERN.convert("L"), PATTERN.crop((0, 0, 24, 15)), PATTERN.rotate(180),
+              Image.frombytes("RGB", (16, 24), PATTERN.tobytes())]
+    assert len({images.fingerprint(other) for other in others} | prints) == 5
+    assert images.album(PATTERN) == {images.fingerprint(PATTERN): PATTERN}
+
+
 # ---------------------------------------------------------------- tensors
 def test_every_level_survives_the_way_through_a_tensor() -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3))

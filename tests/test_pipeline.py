@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minisd import images, pipeline, store
+from minisd import images, models, store
 from minisd.drawing import Guide
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
@@ -127,7 +127,7 @@ def test_options_out_of_range_are_refused(sd: StableDiffusion, options: dict[str
 def test_the_vae_in_strips_or_parts_makes_the_same_picture(sd: StableDiffusion, whole: int,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sd.txt2img("a", steps=1, count=3)
-    monkeypatch.setattr(pipeline, "WHOLE", whole)
+    monkeypatch.setattr(models, "WHOLE", whole)
     assert max(map(difference, sd.txt2img("a", steps=1, count=3), expected)) <= 1
 
 
