@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from minisd.errors import USAGE, MinisdError
+from minisd.shares import share
 
 INTERRUPT = 130                                   # what shells expect of a program that was interrupted
 UNFORESEEN = 1
@@ -89,6 +90,7 @@ class Once(logging.Filter):
 def notes() -> Iterator[None]:
     """minisd's notes and warnings go to the standard error, as plain lines."""
     handler, log = logging.StreamHandler(), logging.getLogger("minisd")
+    handler.setFormatter(logging.Formatter(speaker() + "%(message)s"))
     handler.addFilter(Once())
     log.addHandler(handler)
     try:
@@ -117,6 +119,14 @@ def unboxed(text: str) -> str:
 
 def failed(text: str, code: int) -> int:
     """Say it in at most six lines of bearable length; the code is handed through."""
-    for line in text.splitlines()[:SHOWN_LINES]:
+    for line in (speaker() + text).splitlines()[:SHOWN_LINES]:
         print(line[:LONGEST_LINE], file=sys.stderr)
     return code
+
+
+def speaker() -> str:
+    """Which of several processes speaks, before what it says."""
+    try:
+        return share().name
+    except MinisdError:                           # told by whoever shares; others may be told all the same
+        return ""

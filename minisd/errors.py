@@ -4,7 +4,7 @@ Programs print it in at most six lines without a traceback and leave with its co
 0 ok, 2 usage, 3 bad input file, 4 resource, 5 numerical, 6 interrupted and saved, 7 distributed.
 """
 
-USAGE, BAD_FILE, RESOURCE, NUMERICAL, INTERRUPTED = 2, 3, 4, 5, 6
+USAGE, BAD_FILE, RESOURCE, NUMERICAL, INTERRUPTED, DISTRIBUTED = 2, 3, 4, 5, 6, 7
 
 
 class MinisdError(Exception):

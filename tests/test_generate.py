@@ -11,7 +11,10 @@ import tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minisd import generate, images, metadata, store
+from minisd import images, metadata, store
+from minisd.drawing import Drawing
+from minisd.generate import request
+from minisd.generate.__main__ import main
 from minisd.pipeline import StableDiffusion
 
 
@@ -35,7 +38,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def draw(model: str, out: Path, *args: str) -> int:
-    return generate.main([*args, "--model", model, "--out", str(out), "--device", "cpu"])
+    return main([*args, "--model", model, "--out", str(out), "--device", "cpu"])
 
 
 def test_a_picture_and_what_it_says(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,8 +46,7 @@ def test_a_picture_and_what_it_says(model: str, out: Path, capsys: pytest.Captur
                 "Euler a", "--seed", "7", "-W", "64", "-H", "72", "--dtype", "float32") == 0
     assert names(out) == ["00001-7.png"] and capsys.readouterr().out == f"{out / '00001-7.png'}\n"
     drawn = metadata.read_drawn(out / "00001-7.png")
-    assert asdict(drawn.drawing) == {"prompt": "a red apple", "negative": "blurry", "steps": 2, "guidance": 3.0,
-                                     "sampler": "Euler a", "seed": 7, "width": 64, "height": 72}
+    assert drawn.drawing == Drawing("a red apple", "blurry", 2, 3.0, "Euler a", 7, 64, 72)
     assert (drawn.model, drawn.dtype, drawn.device, drawn.batch) == ("tiny", "float32", "cpu", 1)
     assert drawn.model_sha256 == store.fingerprint(Path(model))
     with Image.open(out / "00001-7.png") as image:
@@ -60,10 +62,9 @@ def test_what_is_left_open_is_the_models_own(model: str, out: Path) -> None:
     assert (drawing.width, drawing.height, drawing.seed, drawing.negative) == (64, 64, 0, "")
 
 
-def test_several_prompts_and_a_grid(model: str, out: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\ufeffa blue car\n\n  \na green tree\r\n", encoding="utf-8")
-    assert draw(model, out, "a red apple", "--prompts", str(tmp_path / "prompts.txt"), "--count", "2", "--steps", "1",
-                "--seed", "5", "--batch", "4") == 0
+def test_several_prompts_and_a_sheet_of_all(model: str, out: Path) -> None:
+    assert draw(model, out, "a red apple", "a blue car", "a green tree", "--count", "2", "--steps", "1", "--seed", "5",
+                "--batch", "4") == 0
     found = names(out)
     assert found == [f"0000{n}-{seed}.png" for n, seed in enumerate((5, 6, 5, 6, 5, 6), start=1)] + ["00007-grid.png"]
     drawings = [metadata.read_drawn(out / name).drawing for name in found[:-1]]
@@ -85,7 +86,7 @@ def test_a_picture_drawn_again_is_the_same(model: str, out: Path, dtype: str) ->
                 "--dtype", dtype, "--cfg", "4", "--sampler", "euler a") == 0
     for name in names(out)[:-1]:
         again = out / "again" / name
-        assert generate.main(["--from-image", str(out / name), "--model", model, "--out", str(again)]) == 0
+        assert main(["--from-image", str(out / name), "--model", model, "--out", str(again)]) == 0
         (picture,) = again.iterdir()
         assert same(out / name, picture)
         assert metadata.read_drawn(out / name) == metadata.read_drawn(picture)
@@ -109,7 +110,7 @@ def test_a_picture_of_other_weights_is_not_drawn_again(model: str, out: Path, tm
     store.save(other, tiny_model.MODEL, parts)
     assert draw(str(other), out, "--from-image", str(out / "00001-0.png")) == 2
     assert "other weights" in capsys.readouterr().err
-    assert generate.main(["--from-image", str(out / "00001-0.png"), "--out", str(out)]) == 3
+    assert main(["--from-image", str(out / "00001-0.png"), "--out", str(out)]) == 3
     assert "no embedded model is called 'tiny'" in capsys.readouterr().err
 
 
@@ -119,7 +120,7 @@ def test_a_strangers_picture_leads_nowhere(model: str, out: Path, capsys: pytest
     for name in (model, "../" * 8 + model[1:], "https://example.com/model"):
         text = {"minisd": json.dumps(record | {"model": name})}
         stranger = images.write_png(Image.new("RGB", (8, 8)), out, "s", text)
-        assert generate.main(["--from-image", str(stranger), "--out", str(out)]) == 3
+        assert main(["--from-image", str(stranger), "--out", str(out)]) == 3
         assert "no embedded model" in capsys.readouterr().err
 
 
@@ -142,7 +143,7 @@ REFUSED = [
 def test_refused_before_a_model_is_loaded(args: list[str], told: str, model: str, out: Path,
                                           capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "load_modules", None)
-    assert generate.main([*args, "--model", model, "--out", str(out)]) == 2
+    assert main([*args, "--model", model, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert re.search(f"(?s){told}", said.err) and len(said.err.splitlines()) <= 6 and said.out == ""
 
@@ -153,14 +154,14 @@ def test_refused_before_a_model_is_loaded(args: list[str], told: str, model: str
 def test_what_is_not_there(args: list[str], code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path,
                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert generate.main(args) == code
+    assert main(args) == code
     assert args[-1] in capsys.readouterr().err
 
 
 def test_prompts_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for content in (b"\xff\xfe\0", b"x" * (generate.LARGEST_FILE + 1)):
+    for content in (b"\xff\xfe\0", b"x" * (request.LARGEST_FILE + 1)):
         (tmp_path / "prompts.txt").write_bytes(content)
-        assert generate.main(["--prompts", str(tmp_path / "prompts.txt")]) == 3
+        assert main(["--prompts", str(tmp_path / "prompts.txt")]) == 3
         assert "UTF-8" in capsys.readouterr().err
 
 

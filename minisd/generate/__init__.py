@@ -1,0 +1,1 @@
+"""python -m minisd.generate: pictures from words, one, many or in grids, as PNG files that say how they were made."""

@@ -1,0 +1,37 @@
+"""`python -m minisd.generate "a red apple"`: what is asked for is checked, then a model is loaded and draws."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from minisd.command import command
+from minisd.errors import INTERRUPTED, MinisdError
+from minisd.generate.options import Options
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: see `errors`."""
+    return command(Options, "python -m minisd.generate", run, args)
+
+
+def run(options: Options) -> None:
+    """Check all that can be checked, then draw."""
+    # Threads that wait by spinning make this twelve times slower beside another busy process; torch reads it once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        pictures(options)
+    except KeyboardInterrupt as stop:
+        raise MinisdError("interrupted", str(options.out), "the pictures already there are whole",
+                          code=INTERRUPTED) from stop
+
+
+def pictures(options: Options) -> None:
+    """The pictures of some prompts."""
+    from minisd.generate.request import asked
+    request = asked(options)
+    from minisd.generate.pictures import draw
+    draw(request)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

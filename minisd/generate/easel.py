@@ -1,0 +1,100 @@
+"""Where pictures are drawn, batch after batch, and each is written as soon as it is there."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd import __version__, images, metadata
+from minisd.drawing import Drawing
+from minisd.errors import RESOURCE, MinisdError
+from minisd.generate.gallery import Key, Place, places
+from minisd.pipeline import StableDiffusion
+from minisd.samplers.loop import Interval
+from minisd.shares import Share
+
+
+@dataclass(frozen=True)
+class Order:
+    """A picture to be drawn. Some are drawn only to stand among as many as the first time, and are not written."""
+
+    drawing: Drawing
+    written: bool = True
+    number: int | None = None                     # of its file; None is the folder's next
+
+
+@dataclass(frozen=True)
+class Easel:
+    """A model, and the folder for its pictures."""
+
+    sd: StableDiffusion
+    sha256: str                                   # of the model's weights
+    out: Path
+    share: Share
+
+    @property
+    def dtype(self) -> str:
+        return str(self.sd.dtype).removeprefix("torch.")
+
+    def missing(self, drawings: Sequence[Drawing], batch: int) -> tuple[list[list[Order]], list[Place]]:
+        """This process's batches of what the folder lacks, and the places of all the pictures.
+
+        The whole list is cut into batches before any is dealt out or left out: so every picture stands among the same
+        others, whoever draws it and when, and every kernel rounds in the same way.
+        """
+        each = places(self.out, [Key(one, self.sha256, self.sd.device.type, self.dtype) for one in drawings])
+        rest = iter(each)
+        batches = [[Order(one, place.path is None, place.number) for one, place in zip(group, rest, strict=False)]
+                   for group in self.sd.batches(drawings, batch)]
+        mine = self.share.of(batches)
+        return [group for group in mine if any(order.written for order in group)], each
+
+    def draw(self, batches: Sequence[Sequence[Order]]) -> Iterator[tuple[Path, Image]]:
+        """Each picture that is written, and its file."""
+        def step(x: Tensor, s: Interval) -> Tensor:
+            bar.update()
+            return x
+
+        steps = sum(group[0].drawing.steps for group in batches)
+        with tqdm(total=steps, unit="step", disable=None, desc=self.share.name.strip(": ") or None) as bar:
+            for group in batches:
+                with enough_memory():
+                    pictures = self.sd.draw([order.drawing for order in group], step)
+                yield from self._write(pictures, group)
+
+    def _write(self, pictures: Iterable[Image], group: Sequence[Order]) -> Iterator[tuple[Path, Image]]:
+        for picture, order in zip(pictures, group, strict=True):
+            if not order.written:
+                continue
+            drawn = metadata.Drawn(order.drawing, self.sd.name, self.sha256, self.sd.device.type, self.dtype,
+                                   len(group), __version__)
+            label = str(order.drawing.seed)
+            path = images.write_png(picture, self.out, label, metadata.chunks(drawn), order.number)
+            tqdm.write(str(path), file=sys.stdout)
+            sys.stdout.flush()
+            yield path, picture
+
+
+def device_of(name: str, share: Share) -> str:
+    """Processes that share the work take a GPU each, as far as there are that many."""
+    if share.alone or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    return f"cuda:{share.local % torch.cuda.device_count()}"
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Memory that runs out is told as such; the pictures written before are whole."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise MinisdError("not enough memory", why=str(error).splitlines()[0][:200],
+                          remedy="try --batch 1, a smaller --size or --dtype bfloat16", code=RESOURCE) from error

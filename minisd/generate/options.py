@@ -1,0 +1,93 @@
+"""The options of `python -m minisd.generate`, by topic: --help shows each class as a group of its own.
+
+Only the command line's own libraries are imported here, so that --help is quick.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from minisd.command import given, shown
+
+MODEL, SEED, COUNT, BATCH = "emoji", 0, 1, 4      # for what is left open, with or without a recorded picture
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+OWN = "the model's own"
+
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What decides a picture, beside its prompt."""
+
+    negative: Annotated[str | None, given(str, "TEXT"), shown("", "-n", "--negative-prompt")] = None
+    """What to keep out of the picture."""
+    steps: Annotated[int | None, given(int, "1..1000"), shown(OWN)] = None
+    """Steps from noise to picture: more is finer and slower."""
+    cfg: Annotated[float | None, given(float, "0..100"), shown(OWN, "--guidance-scale")] = None
+    """How strictly to follow the prompt; 1 is no guidance."""
+    sampler: Annotated[str | None, given(str, "NAME"), shown(OWN)] = None
+    """Such as "euler a", "ddim", "pndm", "dpm++2m karras"."""
+    seed: Annotated[int | None, given(int, "0..2^64-1"), shown("0")] = None
+    """Seed of each prompt's first picture; the next ones count up."""
+    size: Annotated[str | None, given(str, "WxH"), shown(OWN)] = None
+    """Width and height in pixels, multiples of 8 from 64 to 2048."""
+    width: Annotated[int | None, given(int, "PIXELS"), shown("", "-W")] = None
+    """Width alone."""
+    height: Annotated[int | None, given(int, "PIXELS"), shown("", "-H")] = None
+    """Height alone."""
+    model: Annotated[str | None, given(str, "NAME|FOLDER"), shown("emoji")] = None
+    """An embedded model, or a folder with config.json and safetensors files."""
+
+
+@dataclass(frozen=True)
+class Many:
+    """Several pictures."""
+
+    prompts: File = None
+    """A text file with more prompts, one to a line. What --out holds of these pictures is not drawn again."""
+    count: Annotated[int | None, given(int, "1..10000"), shown("1")] = None
+    """Pictures of each prompt."""
+    batch: Annotated[int | None, given(int, "1..64"), shown("4", "--batch-size")] = None
+    """Pictures drawn together: faster, and hungrier for memory."""
+    grid: Annotated[Path | None, arg(metavar="TOML", help_behavior_hint="")] = None
+    """Draw a grid: its axes are options, its cells pictures. What --out holds of them is not drawn again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw pictures from words. Each is written whole, with its options inside, and none is ever overwritten."""
+
+    prompt: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT", help_behavior_hint="")] = ()
+    """What to draw; each prompt in its own quotes."""
+    picture: OmitArgPrefixes[Picture] = Picture()
+    many: OmitArgPrefixes[Many] = Many()
+    from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
+    """Draw a written picture again; options given beside it replace its own."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("pictures")
+    """Where to write the pictures."""
+    device: Annotated[str, arg(metavar="auto|cpu|cuda")] = "auto"
+    """Where to compute."""
+    dtype: Annotated[str | None, given(str, "|".join(DTYPES)), shown("auto")] = None
+    """Precision; auto is the fast one of this machine."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+GROUPS = {"picture": Picture}                     # the groups that decide one picture
+
+
+def chosen(options: Options) -> dict[str, Any]:
+    """What was given of the options that decide one picture, by name; the prompt is apart."""
+    return {name: value for group in GROUPS for name, value in vars(vars(options)[group]).items() if value is not None}
+
+
+def changed(options: Options, values: Mapping[str, Any]) -> Options:
+    """The options with other values for some of those that decide one picture, each in its group."""
+    groups = {group: replace(vars(options)[group], **{field.name: values[field.name] for field in fields(cls)
+                                                      if field.name in values})
+              for group, cls in GROUPS.items()}
+    return replace(options, **groups)

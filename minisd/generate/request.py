@@ -1,0 +1,136 @@
+"""What is asked for, worked out and checked from the options alone: loading torch and a model takes seconds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minisd.drawing import SEEDS, STANDARD, Defaults, Drawing, in_range
+from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.generate.options import BATCH, COUNT, DTYPES, SEED, Options, changed, chosen
+from minisd.metadata import Drawn, read_drawn
+from minisd.shares import Share, share
+
+COUNTS, BATCHES = (1, 10_000), (1, 64)
+LARGEST_FILE = 1 << 24                            # bytes of a file of prompts
+SIDE = 512                                        # stands for the model's own size until it is known
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options that have been checked, with what the files they name say."""
+
+    options: Options
+    prompts: Sequence[str]
+    drawn: Drawn | None                           # the recorded picture of --from-image
+    again: bool                                   # it is drawn once more, and no others like it
+    share: Share
+
+
+def asked(options: Options) -> Request:
+    """Everything that can be known before torch is loaded; what cannot be drawn is refused."""
+    options, us = with_sides(options), share()
+    drawn = read_drawn(options.from_image) if options.from_image else None
+    again = is_repeat(options)
+    if again and not us.alone:
+        raise MinisdError("one picture cannot be shared by processes", "--from-image", remedy="start one process",
+                          code=USAGE)
+    options = options if drawn is None else remembering(options, drawn)
+    prompts = read_prompts(options)
+    check(options, prompts)
+    make_folder(options.out)
+    return Request(options, prompts, drawn, again, us)
+
+
+def with_sides(options: Options) -> Options:
+    """--size taken apart into width and height."""
+    picture = options.picture
+    if picture.size is None:
+        return options
+    if picture.width or picture.height:
+        raise MinisdError("--size beside --width or --height", remedy="give one or the other", code=USAGE)
+    sides = picture.size.lower().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides):
+        raise MinisdError(f"--size {picture.size[:30]!r}", remedy="give two numbers of pixels, such as 128x128",
+                          code=USAGE)
+    return changed(options, {"size": None, "width": int(sides[0]), "height": int(sides[1])})
+
+
+def is_repeat(options: Options) -> bool:
+    """Whether a recorded picture is drawn once more, and no others like it."""
+    many = options.many
+    return bool(options.from_image) and not (options.prompt or many.prompts or many.count or many.batch)
+
+
+def remembering(options: Options, drawn: Drawn) -> Options:
+    """What is left open, from a recorded picture."""
+    what, many = drawn.drawing, options.many
+    own = {"negative": what.negative, "steps": what.steps, "cfg": what.guidance, "sampler": what.sampler,
+           "seed": what.seed, "width": what.width, "height": what.height}
+    prompt = options.prompt if options.prompt or many.prompts else (what.prompt,)
+    return replace(changed(options, own | chosen(options)), prompt=prompt, dtype=options.dtype or drawn.dtype,
+                   many=replace(many, batch=drawn.batch if many.batch is None else many.batch))
+
+
+def read_prompts(options: Options) -> list[str]:
+    """The prompts of the command line, then those of the file."""
+    prompts = [*options.prompt, *(lines(options.many.prompts) if options.many.prompts else ())]
+    if not prompts:
+        raise MinisdError("no prompt", remedy='say what to draw, such as "a red apple"', code=USAGE)
+    return prompts
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text file that say something."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"more than {LARGEST_FILE >> 20} MiB")
+        return [line for line in text.decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise MinisdError("the prompts cannot be read", str(path), str(error)[:200],
+                          "give a text file in UTF-8 with a prompt on each line") from error
+
+
+def check(options: Options, prompts: Sequence[str]) -> None:
+    """Refuse values out of range."""
+    many, seed = options.many, options.picture.seed or SEED
+    count = COUNT if many.count is None else many.count
+    in_range("count", count, *COUNTS)
+    in_range("batch", BATCH if many.batch is None else many.batch, *BATCHES)
+    in_range("seed", seed, 0, SEEDS - count)
+    if (options.dtype or "auto") not in DTYPES:
+        raise MinisdError(f"--dtype {options.dtype}", remedy=f"give {', '.join(DTYPES)}", code=USAGE)
+    if len(prompts) * count > COUNTS[1]:
+        raise MinisdError(f"{len(prompts)} prompts with --count {count}",
+                          remedy=f"ask for at most {COUNTS[1]} pictures", code=USAGE)
+    drawing(options, "", STANDARD, SIDE)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder that cannot be made is told before anything is drawn."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinisdError("the folder for the pictures cannot be made", str(folder), error.strerror or str(error),
+                          "give another one by --out", RESOURCE) from error
+
+
+def drawing(options: Options, prompt: str, own: Defaults, side: int) -> Drawing:
+    """The drawing of a prompt's first picture; what is left open is as the model likes it best."""
+    picture = options.picture
+    return Drawing(prompt, picture.negative or "",
+                   own.steps if picture.steps is None else picture.steps,
+                   own.guidance if picture.cfg is None else picture.cfg,
+                   own.sampler if picture.sampler is None else picture.sampler,
+                   SEED if picture.seed is None else picture.seed,
+                   side if picture.width is None else picture.width,
+                   side if picture.height is None else picture.height)
+
+
+def drawings(request: Request, own: Defaults, side: int) -> list[Drawing]:
+    """One drawing per picture: the prompts in order, each with rising seeds."""
+    options = request.options
+    first = drawing(options, "", own, side)
+    return [replace(first, prompt=prompt, seed=first.seed + n)
+            for prompt in request.prompts for n in range(options.many.count or COUNT)]
