@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import tyro
@@ -29,7 +30,7 @@ class WithDebug(Protocol):
 
 
 Options = TypeVar("Options", bound=WithDebug)
-T = TypeVar("T", int, float, str)
+T = TypeVar("T", int, float, str, Path)
 
 
 def given(kind: type[T], metavar: str) -> PrimitiveConstructorSpec[T | None]:

@@ -1,7 +1,7 @@
 """Where pictures are drawn, batch after batch, and each is written as soon as it is there."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Easel:
     sha256: str                                   # of the model's weights
     out: Path
     share: Share
+    pictures: Mapping[str, Image]                 # that drawings begin from, by fingerprint
 
     @property
     def dtype(self) -> str:
@@ -61,11 +62,11 @@ class Easel:
             bar.update()
             return x
 
-        steps = sum(group[0].drawing.steps for group in batches)
+        steps = sum(group[0].drawing.walked for group in batches)
         with tqdm(total=steps, unit="step", disable=None, desc=self.share.name.strip(": ") or None) as bar:
             for group in batches:
                 with enough_memory():
-                    pictures = self.sd.draw([order.drawing for order in group], step)
+                    pictures = self.sd.draw([order.drawing for order in group], step, self.pictures)
                 yield from self._write(pictures, group)
 
     def _write(self, pictures: Iterable[Image], group: Sequence[Order]) -> Iterator[tuple[Path, Image]]:

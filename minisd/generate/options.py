@@ -44,6 +44,52 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """How guidance is applied, beside its scale (--cfg)."""
+
+    cfg_ramp: Annotated[str | None, given(str, "SHARE,SHARE,..."), shown()] = None
+    """Shares of the guidance, spread evenly over the steps: 0,1 begins without any and ends with all."""
+    cfg_interval: Annotated[str | None, given(str, "LOW,HIGH"), shown()] = None
+    """Guide only while the noise level sigma is above LOW and at most HIGH; elsewhere a step costs half."""
+    cfg_rescale: Annotated[float | None, given(float, "0..1"), shown("0")] = None
+    """Give back this share of the contrast that guidance adds; 0.7 for models of v prediction."""
+    threshold: Annotated[float | None, given(float, "0.5..1"), shown("", "--dynamic-threshold")] = None
+    """Cut the picture at this quantile in every step, such as 0.995."""
+    image_cfg: Annotated[float | None, given(float, "0..100"), shown("", "--image-guidance")] = None
+    """Of instruct-pix2pix models: how strictly to follow the --image."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """To begin from a picture."""
+
+    image: Annotated[Path | None, given(Path, "FILE"), shown("", "-i", "--init-image")] = None
+    """The picture to begin from, or to change by an instruct-pix2pix model."""
+    strength: Annotated[float | None, given(float, "0..1"), shown("0.75; 1 with a mask or --image-cfg")] = None
+    """How far to leave it: the share of the steps that are taken."""
+    mask: Annotated[Path | None, given(Path, "FILE"), shown()] = None
+    """A picture of the same size: white is drawn anew, black comes back byte for byte."""
+    feather: Annotated[int | None, given(int, "PIXELS"), shown("0")] = None
+    """Pixels around the mask over which the new fades into the old."""
+    only_masked: Annotated[int | None, given(int, "PIXELS"), shown()] = None
+    """Draw the masked part alone in the full size, with this many pixels of context."""
+
+
+@dataclass(frozen=True)
+class Hires:
+    """A second walk: the picture is enlarged and drawn further (hires fix). Any of these asks for it."""
+
+    hires_upscale: Annotated[float | None, given(float, "1..8"), shown("2", "--hires")] = None
+    """How many times larger."""
+    hires_strength: Annotated[float | None, given(float, "0..1"), shown("0.7")] = None
+    """How far to leave the smaller picture: the share of the steps that are taken."""
+    hires_steps: Annotated[int | None, given(int, "1..1000"), shown("--steps")] = None
+    """Steps of the second walk."""
+    hires_upscaler: Annotated[str | None, given(str, "latent|lanczos"), shown("latent")] = None
+    """Whether latents or pixels are enlarged."""
+
+
+@dataclass(frozen=True)
 class Many:
     """Several pictures."""
 
@@ -65,6 +111,9 @@ class Options:
     """What to draw; each prompt in its own quotes."""
     picture: OmitArgPrefixes[Picture] = Picture()
     many: OmitArgPrefixes[Many] = Many()
+    guidance: OmitArgPrefixes[Guidance] = Guidance()
+    start: OmitArgPrefixes[Start] = Start()
+    hires: OmitArgPrefixes[Hires] = Hires()
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("pictures")
@@ -77,7 +126,8 @@ class Options:
     """Show the traceback of an error."""
 
 
-GROUPS = {"picture": Picture}                     # the groups that decide one picture
+# The groups that decide one picture.
+GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hires}
 
 
 def chosen(options: Options) -> dict[str, Any]:

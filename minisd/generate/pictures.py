@@ -8,9 +8,11 @@ from PIL.Image import Image
 from minisd import images
 from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
+from minisd.generate.album import Album
+from minisd.generate.drawings import Habits, drawings
 from minisd.generate.easel import Easel, Order, device_of
 from minisd.generate.options import BATCH, MODEL, Options
-from minisd.generate.request import Request, drawings
+from minisd.generate.request import Request
 from minisd.metadata import Drawn
 from minisd.store import embedded, find, fingerprint, load
 
@@ -21,19 +23,20 @@ LARGEST_SHEET = 1 << 26                           # pixels
 
 def draw(request: Request) -> None:
     """Load the model and draw, in the one of three ways that was asked for."""
-    options, drawn = request.options, request.drawn
+    options, drawn, album = request.options, request.drawn, Album()
+    album.open(options)
     model = options.picture.model
     source = find(model) if model else embedded(drawn.model if drawn else MODEL)
     sha256 = fingerprint(source)
     if drawn is not None:
         check_model(drawn, sha256)
+        drawn.drawing.check_pictures(album.pictures)
     sd = load(source, device_of(options.device, request.share), options.dtype or "auto")
-    easel = Easel(sd, sha256, options.out, request.share)
-    wanted = drawings(request, sd.defaults, sd.cfg.size)
+    easel = Easel(sd, sha256, options.out, request.share, album.pictures)
+    wanted = drawings(options, request.prompts, Habits(sd.defaults, sd.cfg.size, album.look))
     if drawn is not None and request.again:
         # Drawn again, a picture stands among as many as the first time, so that every kernel rounds as it did then.
-        group = [Order(wanted[0], written=n == 0) for n in range(drawn.batch)]
-        list(easel.draw([group]))
+        list(easel.draw([[Order(wanted[0], written=n == 0) for n in range(drawn.batch)]]))
     elif options.many.prompts or not request.share.alone:
         draw_list(easel, wanted, options.many.batch or BATCH)
     else:

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minisd.drawing import SEEDS, STANDARD, Defaults, Drawing, in_range
+from minisd.drawing import STANDARD
 from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.generate import drawings
 from minisd.generate.options import BATCH, COUNT, DTYPES, SEED, Options, changed, chosen
 from minisd.metadata import Drawn, read_drawn
+from minisd.prompt import read
+from minisd.ranges import SEEDS, in_range
 from minisd.shares import Share, share
 
 COUNTS, BATCHES = (1, 10_000), (1, 64)
 LARGEST_FILE = 1 << 24                            # bytes of a file of prompts
-SIDE = 512                                        # stands for the model's own size until it is known
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ def is_repeat(options: Options) -> bool:
 def remembering(options: Options, drawn: Drawn) -> Options:
     """What is left open, from a recorded picture."""
     what, many = drawn.drawing, options.many
-    own = {"negative": what.negative, "steps": what.steps, "cfg": what.guidance, "sampler": what.sampler,
-           "seed": what.seed, "width": what.width, "height": what.height}
+    missing = [f"--{name}" for name, file, needed in (("image", options.start.image, what.start),
+                                                      ("mask", options.start.mask, what.mask)) if needed and not file]
+    if missing:
+        raise MinisdError("the picture was drawn from another one, which it does not hold", str(options.from_image),
+                          remedy=f"give it by {' and '.join(missing)}", code=USAGE)
     prompt = options.prompt if options.prompt or many.prompts else (what.prompt,)
-    return replace(changed(options, own | chosen(options)), prompt=prompt, dtype=options.dtype or drawn.dtype,
+    return replace(changed(options, drawings.recorded(what) | chosen(options)), prompt=prompt,
+                   dtype=options.dtype or drawn.dtype,
                    many=replace(many, batch=drawn.batch if many.batch is None else many.batch))
 
 
@@ -104,7 +110,9 @@ def check(options: Options, prompts: Sequence[str]) -> None:
     if len(prompts) * count > COUNTS[1]:
         raise MinisdError(f"{len(prompts)} prompts with --count {count}",
                           remedy=f"ask for at most {COUNTS[1]} pictures", code=USAGE)
-    drawing(options, "", STANDARD, SIDE)
+    drawings.check(options)
+    for prompt in dict.fromkeys([*prompts, options.picture.negative or ""]):
+        read(prompt).readings(options.picture.steps or STANDARD.steps)    # refuses absurd weights
 
 
 def make_folder(folder: Path) -> None:
@@ -114,23 +122,3 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise MinisdError("the folder for the pictures cannot be made", str(folder), error.strerror or str(error),
                           "give another one by --out", RESOURCE) from error
-
-
-def drawing(options: Options, prompt: str, own: Defaults, side: int) -> Drawing:
-    """The drawing of a prompt's first picture; what is left open is as the model likes it best."""
-    picture = options.picture
-    return Drawing(prompt, picture.negative or "",
-                   own.steps if picture.steps is None else picture.steps,
-                   own.guidance if picture.cfg is None else picture.cfg,
-                   own.sampler if picture.sampler is None else picture.sampler,
-                   SEED if picture.seed is None else picture.seed,
-                   side if picture.width is None else picture.width,
-                   side if picture.height is None else picture.height)
-
-
-def drawings(request: Request, own: Defaults, side: int) -> list[Drawing]:
-    """One drawing per picture: the prompts in order, each with rising seeds."""
-    options = request.options
-    first = drawing(options, "", own, side)
-    return [replace(first, prompt=prompt, seed=first.seed + n)
-            for prompt in request.prompts for n in range(options.many.count or COUNT)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,15 +18,7 @@ from minisd.generate import request
 from minisd.generate.__main__ import main
 from minisd.pipeline import StableDiffusion
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_model.folder(tmp_path_factory.mktemp("generate")))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "pictures"
+Draw = Callable[..., int]
 
 
 def names(folder: Path) -> list[str]:
@@ -37,12 +30,8 @@ def same(a: Path, b: Path) -> bool:
         return np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def draw(model: str, out: Path, *args: str) -> int:
-    return main([*args, "--model", model, "--out", str(out), "--device", "cpu"])
-
-
-def test_a_picture_and_what_it_says(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(model, out, "a red apple", "-n", "blurry", "--steps", "2", "--guidance-scale", "3", "--sampler",
+def test_a_picture_and_what_it_says(draw: Draw, model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("a red apple", "-n", "blurry", "--steps", "2", "--guidance-scale", "3", "--sampler",
                 "Euler a", "--seed", "7", "-W", "64", "-H", "72", "--dtype", "float32") == 0
     assert names(out) == ["00001-7.png"] and capsys.readouterr().out == f"{out / '00001-7.png'}\n"
     drawn = metadata.read_drawn(out / "00001-7.png")
@@ -55,15 +44,15 @@ def test_a_picture_and_what_it_says(model: str, out: Path, capsys: pytest.Captur
     assert "Sampler: Euler a, Schedule type: Uniform, CFG scale: 3.0, Seed: 7, Size: 64x72" in text
 
 
-def test_what_is_left_open_is_the_models_own(model: str, out: Path) -> None:
-    assert draw(model, out, "a") == 0
+def test_what_is_left_open_is_the_models_own(draw: Draw, out: Path) -> None:
+    assert draw("a") == 0
     drawing = metadata.read_drawn(out / "00001-0.png").drawing
     assert (drawing.steps, drawing.guidance, drawing.sampler) == (20, 7.5, "dpm++2m karras")
     assert (drawing.width, drawing.height, drawing.seed, drawing.negative) == (64, 64, 0, "")
 
 
-def test_several_prompts_and_a_sheet_of_all(model: str, out: Path) -> None:
-    assert draw(model, out, "a red apple", "a blue car", "a green tree", "--count", "2", "--steps", "1", "--seed", "5",
+def test_several_prompts_and_a_sheet_of_all(draw: Draw, out: Path) -> None:
+    assert draw("a red apple", "a blue car", "a green tree", "--count", "2", "--steps", "1", "--seed", "5",
                 "--batch", "4") == 0
     found = names(out)
     assert found == [f"0000{n}-{seed}.png" for n, seed in enumerate((5, 6, 5, 6, 5, 6), start=1)] + ["00007-grid.png"]
@@ -74,15 +63,15 @@ def test_several_prompts_and_a_sheet_of_all(model: str, out: Path) -> None:
         assert sheet.size == (2 * 64 + images.GAP, 3 * 64 + 2 * images.GAP)
 
 
-def test_nothing_is_overwritten(model: str, out: Path) -> None:
+def test_nothing_is_overwritten(draw: Draw, out: Path) -> None:
     for _ in range(2):
-        assert draw(model, out, "a", "--steps", "1") == 0
+        assert draw("a", "--steps", "1") == 0
     assert names(out) == ["00001-0.png", "00002-0.png"] and same(out / "00001-0.png", out / "00002-0.png")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_picture_drawn_again_is_the_same(model: str, out: Path, dtype: str) -> None:
-    assert draw(model, out, "a red apple", "a blue car", "--count", "3", "--steps", "3", "--seed", "5", "--batch", "4",
+def test_a_picture_drawn_again_is_the_same(draw: Draw, model: str, out: Path, dtype: str) -> None:
+    assert draw("a red apple", "a blue car", "--count", "3", "--steps", "3", "--seed", "5", "--batch", "4",
                 "--dtype", dtype, "--cfg", "4", "--sampler", "euler a") == 0
     for name in names(out)[:-1]:
         again = out / "again" / name
@@ -92,30 +81,31 @@ def test_a_picture_drawn_again_is_the_same(model: str, out: Path, dtype: str) ->
         assert metadata.read_drawn(out / name) == metadata.read_drawn(picture)
 
 
-def test_options_beside_a_picture_replace_its_own(model: str, out: Path) -> None:
-    assert draw(model, out, "a red apple", "--steps", "1", "--seed", "5", "--size", "64x72") == 0
-    assert draw(model, out, "a blue car", "--from-image", str(out / "00001-5.png"), "--count", "2", "--steps", "2") == 0
+def test_options_beside_a_picture_replace_its_own(draw: Draw, out: Path) -> None:
+    assert draw("a red apple", "--steps", "1", "--seed", "5", "--size", "64x72") == 0
+    assert draw("a blue car", "--from-image", str(out / "00001-5.png"), "--count", "2", "--steps", "2") == 0
     assert names(out) == ["00001-5.png", "00002-5.png", "00003-6.png", "00004-grid.png"]
     drawing = metadata.read_drawn(out / "00003-6.png").drawing
     assert (drawing.prompt, drawing.steps, drawing.seed, drawing.height) == ("a blue car", 2, 6, 72)
 
 
-def test_a_picture_of_other_weights_is_not_drawn_again(model: str, out: Path, tmp_path: Path,
+def test_a_picture_of_other_weights_is_not_drawn_again(draw: Draw, model: str, out: Path, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(model, out, "a", "--steps", "1") == 0
+    assert draw("a", "--steps", "1") == 0
     other = tiny_model.folder(tmp_path, replace(tiny_model.MODEL, size=128, prediction="epsilon"))
     assert store.fingerprint(other) == store.fingerprint(Path(model))       # the same weights, made the same way
     parts = tiny_model.modules()
     parts["unet"].conv_out.bias.data += 1
     store.save(other, tiny_model.MODEL, parts)
-    assert draw(str(other), out, "--from-image", str(out / "00001-0.png")) == 2
+    assert main(["--model", str(other), "--out", str(out), "--from-image", str(out / "00001-0.png")]) == 2
     assert "other weights" in capsys.readouterr().err
     assert main(["--from-image", str(out / "00001-0.png"), "--out", str(out)]) == 3
     assert "no embedded model is called 'tiny'" in capsys.readouterr().err
 
 
-def test_a_strangers_picture_leads_nowhere(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(model, out, "a", "--steps", "1") == 0
+def test_a_strangers_picture_leads_nowhere(draw: Draw, model: str, out: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("a", "--steps", "1") == 0
     record = asdict(metadata.read_drawn(out / "00001-0.png"))
     for name in (model, "../" * 8 + model[1:], "https://example.com/model"):
         text = {"minisd": json.dumps(record | {"model": name})}
@@ -169,8 +159,8 @@ def test_prompts_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     (KeyboardInterrupt(), 6, "interrupted"), (MemoryError("12 GiB"), 4, "--batch 1"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, "--batch 1"),
     (RuntimeError("shapes"), 1, "unforeseen RuntimeError: shapes")])
-def test_what_stops_in_the_middle_leaves_the_finished_pictures(
-        error: BaseException, code: int, told: str, model: str, out: Path, capsys: pytest.CaptureFixture[str],
+def test_what_stops_in_the_middle_leaves_the_finished_pictures(draw: Draw,
+        error: BaseException, code: int, told: str, out: Path, capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = StableDiffusion.draw, []
 
@@ -181,7 +171,7 @@ def test_what_stops_in_the_middle_leaves_the_finished_pictures(
         return plain(self, *args)
 
     monkeypatch.setattr(StableDiffusion, "draw", stop_at_third)
-    assert draw(model, out, "a", "--steps", "1", "--count", "4", "--batch", "1") == code
+    assert draw("a", "--steps", "1", "--count", "4", "--batch", "1") == code
     assert names(out) == ["00001-0.png", "00002-1.png"] and told in capsys.readouterr().err
     for name in names(out):
         images.open_picture(out / name)
@@ -193,11 +183,11 @@ def test_a_picture_that_is_not_finite_is_never_written(out: Path, tmp_path: Path
     weights = load_file(model / "vae.safetensors")
     weights["decoder.conv_out.bias"] /= 0
     save_file(weights, model / "vae.safetensors")
-    assert draw(str(model), out, "a", "--steps", "1") == 5
+    assert main(["--model", str(model), "--out", str(out), "a", "--steps", "1"]) == 5
     assert names(out) == [] and "decoder.conv_out.bias" in capsys.readouterr().err
 
 
-def test_a_long_prompt_is_noted_once(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(model, out, "apple pear plum " * 10, "--steps", "1", "--count", "3", "--batch", "1") == 0
+def test_a_long_prompt_is_noted_once(draw: Draw, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("apple pear plum " * 10, "--steps", "1", "--count", "3", "--batch", "1") == 0
     said = capsys.readouterr().err
     assert "is read in 5 windows" in said and len(said.splitlines()) == 1
