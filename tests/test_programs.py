@@ -28,7 +28,8 @@ except SystemExit as done:
 
 def help_of(module: str) -> str:
     """What `python -m module --help` prints."""
-    env = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+    # In a wider terminal tyro sets the groups side by side, in a narrow one it breaks long entries.
+    env = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
     command = [sys.executable, "-c", HELP.format(module=module)]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{module} --help failed\n{done.stderr}"
