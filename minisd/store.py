@@ -5,46 +5,37 @@ ModelConfig, and may hold `defaults` beside it: what the model likes best, such 
 """
 
 import hashlib
-import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from itertools import accumulate, groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from minisd import schema
 from minisd.clip import CLIPText, CLIPVision
 from minisd.config import ModelConfig
 from minisd.devices import pick_device, pick_dtype
 from minisd.drawing import Defaults
-from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.files import fresh
 from minisd.pipeline import StableDiffusion
 from minisd.unet import UNet
 from minisd.vae import VAE
-from weights_convert.folders import INDEX
-from weights_convert.model import Model, Part
+from weights_convert.folders import CONFIG, INDEX, from_native, native_config
+from weights_convert.model import Model, Part, own_configs, structured
 from weights_convert.sources import open_model
 from weights_convert.write import fingerprint as sha256_of
+from weights_convert.write import save_file, to_native
 
 ASSETS = Path(__file__).parent / "assets"         # embedded models have a folder here, and its name
-CONFIG, DEFAULTS = "config.json", "defaults"
 SHOWN_KEYS = 10
-GROUP = 1 << 26                                   # numbers that one mapping of a file holds
-LFS_POINTER = b"version https://git-lfs"
-T = TypeVar("T")
-Shapes = Mapping[str, tuple[int, ...]]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 RANDOM = {init.normal_, init.uniform_, init.kaiming_uniform_}
 
@@ -74,55 +65,44 @@ def parts(cfg: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
     return made
 
 
-def save(folder: str | Path, cfg: ModelConfig, modules: Mapping[str, nn.Module],
-         dtype: torch.dtype = torch.float16, metadata: Mapping[str, str] = NOTHING) -> None:
-    """Write some or all parts of a model; `metadata` goes into every safetensors file.
+def save(folder: str | Path, cfg: ModelConfig, modules: Mapping[str, nn.Module], dtype: torch.dtype = torch.float16,
+         metadata: Mapping[str, str] = NOTHING, keep: bool = False, defaults: Defaults | None = None) -> None:
+    """Write some or all parts of a model; `metadata` goes into every safetensors file, `defaults` into the config.
 
-    Everything is written and synchronised under a temporary name first: a kill leaves no half-written model.
+    The folder becomes the new one at once: a kill leaves the old or the new. With `keep`, what else lies in the old one
+    is in the new one as well, and so are its defaults where none are given.
     """
     folder = Path(folder).absolute()
-    known = parts(cfg)
-    unknown = [name for name in modules if name not in known]
+    known = own_configs(cfg)
+    unknown = [name for name in modules if name not in parts(cfg)]
     if unknown:
         raise MinisdError(f"no part named {', '.join(unknown)}", str(folder),
-                          f"the config has {', '.join(known)}", code=USAGE)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+                          f"the config has {', '.join(parts(cfg))}", code=USAGE)
+    made = {name: Part(name, "ours", known[name], module.state_dict()) for name, module in modules.items()}
+    told = native_config(folder)[1] if keep and (folder / CONFIG).is_file() else {}
+    model = Model("memory", "native", made, cfg, (), defaults=asdict(defaults) if defaults else told)
+    with fresh(folder) as path:
+        if keep and folder.is_dir():
+            written = [CONFIG, *(f"{name}.safetensors" for name in modules)]
+            shutil.copytree(folder, path, copy_function=linked, ignore=lambda *_: written)
+        to_native(model, path, lambda file, tensors: save_file(file, tensors, {"format": "pt", **metadata}, dtype))
+
+
+def linked(old: str, new: str) -> None:
+    """The same file under another name, or a copy of it where the system has no such thing."""
     try:
-        (fresh / CONFIG).write_text(json.dumps(asdict(cfg), indent=1) + "\n", encoding="utf-8")
-        for name, module in modules.items():
-            tensors = _narrowed(module, dtype, name)
-            save_file(tensors, fresh / f"{name}.safetensors", {"format": "pt", **metadata})
-        for path in fresh.iterdir():
-            path.chmod((fresh / CONFIG).stat().st_mode)   # safetensors makes files that only their owner may read
-            _sync(path)
-        _sync(fresh)
-        _put_in_place(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        os.link(old, new)
+    except OSError:
+        shutil.copy2(old, new)
 
 
 def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.device = "cpu",
-                 dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.preserve_format,
-                 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
-    """The config and the parts asked for; parameters are as trainable as freshly built ones.
-
-    `layout` is for those of convolutions, as far as they are copied: what has its dtype already stays in the file.
-    """
-    folder = Path(folder)
-    cfg = read_config(folder)
-    known, modules = parts(cfg), {}
-    for name in names:
-        if name not in known:
-            raise MinisdError(f"the model has no part {name!r}", str(folder),
-                              f"its config has {', '.join(known)}")
-        module, wanted = _empty(known[name])
-        tensors = _tensors(folder / f"{name}.safetensors", wanted, torch.device(device), dtype, layout)
-        module.load_state_dict(tensors, assign=True)
-        modules[name] = module.eval()
-    return cfg, modules
+                 dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """The config and the parts asked for; parameters are as trainable as freshly built ones."""
+    model, names = from_native(Path(folder)), tuple(names)
+    cfg, tensors = model.cfg, _tensors(model, names)
+    del model
+    return cfg, {name: _filled(parts(cfg)[name], tensors[name], name, torch.device(device), dtype) for name in names}
 
 
 def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto", prediction: str | None = None,
@@ -135,38 +115,40 @@ def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto"
     path = find(source)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
-    if is_foreign(path):
-        cfg, modules, defaults = *_foreign(open_model(path, prediction, ema), where, kind), Defaults()
-    else:
-        defaults = read_defaults(path)
-        names = [name for name in parts(read_config(path)) if name != "vision"]
-        cfg, modules = load_modules(path, names, where, kind, torch.channels_last)
-    for module in modules.values():
-        module.requires_grad_(False)
+    model = open_model(path, prediction, ema)
+    model.must_be_drawable()
+    model.must_be_decided()
+    cfg, defaults = model.cfg, structured(Defaults, model.defaults, str(path / CONFIG))
+    known = {name: build for name, build in parts(cfg).items() if name != "vision"}
+    tensors = _tensors(model, known)
+    del model                                     # a mapping of a file goes with the last of its tensors
+    modules = {name: _filled(build, tensors[name], f"{path}: {name}", where, kind).requires_grad_(False)
+               for name, build in known.items()}
     text = tuple(cast(CLIPText, module) for name, module in modules.items() if name.startswith("text"))
     return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, path.name)
 
 
-def _foreign(model: Model, device: str | torch.device, dtype: torch.dtype) -> tuple[ModelConfig, dict[str, nn.Module]]:
-    """The parts of a checkpoint in another layout than ours."""
-    model.must_be_drawable()
-    model.must_be_decided()
-    known, modules = parts(model.cfg), {}
-    missing = [name for name in known if name not in model.parts]
-    if missing:
+def _tensors(model: Model, names: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """Those of the parts asked for, in our names."""
+    known = parts(model.cfg)
+    if unknown := [name for name in names if name not in known]:
+        raise MinisdError(f"the model has no part {unknown[0]!r}", model.where, f"its config has {', '.join(known)}")
+    if missing := [name for name in names if name not in model.parts]:
         raise MinisdError(f"this is {model.family}: it has no {', '.join(missing)}", model.where,
                           remedy="give a whole checkpoint")
-    for name, build in known.items():
-        modules[name] = _filled(build, model.parts[name], device, dtype)
-    return model.cfg, modules
+    return {name: model.parts[name].ours() for name in names}
 
 
-def _filled(build: Callable[[], nn.Module], part: Part, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """A model with the tensors of a checkpoint's part."""
-    module, wanted = _empty(build)
-    tensors, where = part.ours(), Path(part.name)
-    _check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, wanted, where)
-    made = {key: _floats(tensor, key, where).to(device, dtype) for key, tensor in tensors.items()}
+def _filled(build: Callable[[], nn.Module], tensors: dict[str, Tensor], whose: str, device: torch.device,
+            dtype: torch.dtype) -> nn.Module:
+    """A model of these tensors: as they lie in their file where device and dtype are as wanted, else copied.
+
+    They are taken out one by one, in the order in which they lie in memory, so that mappings go as they are copied.
+    """
+    module, made = _empty(build), {}
+    _check_fit(tensors, module, whose)
+    for key in sorted(tensors, key=lambda key: tensors[key].data_ptr()):
+        made[key] = tensors.pop(key).to(device, dtype)
     module.load_state_dict(made, assign=True)
     return module.eval()
 
@@ -174,23 +156,21 @@ def _filled(build: Callable[[], nn.Module], part: Part, device: str | torch.devi
 def drawable(part: Part) -> nn.Module:
     """The UNet, VAE or text model of a checkpoint's part, on the CPU in float32."""
     kinds: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "vae": VAE, "text": CLIPText}
-    return _filled(partial(kinds[part.kind], part.cfg), part, "cpu", torch.float32).requires_grad_(False)
+    build = partial(kinds[part.kind], part.cfg)
+    return _filled(build, part.ours(), part.where, torch.device("cpu"), torch.float32).requires_grad_(False)
 
 
 def must_fit(model: Model) -> None:
     """Every tensor of a checkpoint against the models of its config; a shape that differs is an error."""
     known = parts(model.cfg)
     for name in known.keys() & model.parts.keys():
-        found = {key: tuple(_floats(tensor, key, Path(model.where)).shape)
-                 for key, tensor in model.parts[name].ours().items()}
-        _check_shapes(found, _empty(known[name])[1], Path(model.where))
+        _check_fit(model.parts[name].ours(), _empty(known[name]), f"{model.where}: {name}")
 
 
-def _empty(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
-    """A module without memory for its weights, since a file's are assigned, not copied; and the shapes it needs."""
+def _empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module without memory for its weights, since a file's are assigned, not copied."""
     with torch.device("meta"), Blank():
-        module = build()
-    return module, {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        return build()
 
 
 def is_foreign(path: Path) -> bool:
@@ -235,129 +215,17 @@ def fingerprint(folder: Path) -> str:
 
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model folder, strictly read."""
-    data = _read_json(folder)
-    return _read(ModelConfig, {key: value for key, value in data.items() if key != DEFAULTS}, folder)
+    return native_config(folder)[0]
 
 
-def read_defaults(folder: Path) -> Defaults:
-    """What the model likes best, as far as its config says so."""
-    return _read(Defaults, _read_json(folder).get(DEFAULTS, {}), folder)
-
-
-def _read(cls: type[T], data: Any, folder: Path) -> T:
-    try:
-        return schema.read(cls, data, str(folder / CONFIG))
-    except MinisdError as error:
-        error.code = BAD_FILE                     # in a recipe it would be the user's own words, this is a file
-        raise
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not folder.is_dir():
-        raise MinisdError("no such model folder" if not folder.exists() else "not a folder", str(folder),
-                          remedy=f"give a folder with {CONFIG} and the safetensors files beside it")
-    if not path.is_file():
-        raise MinisdError(f"no {CONFIG} in the model folder", str(folder),
-                          remedy="give a folder that minisd has written")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MinisdError("the model's config is not JSON", str(path), str(error)[:200]) from error
-    if not isinstance(data, dict):
-        raise MinisdError("the model's config is not a JSON object", str(path))
-    return data
-
-
-def _tensors(path: Path, wanted: Shapes, device: torch.device, dtype: torch.dtype,
-             layout: torch.memory_format) -> dict[str, Tensor]:
-    """The tensors of a file, memory-mapped, once its header has been found to hold exactly what is wanted.
-
-    A mapping lives as long as any of its tensors, and what was read of it counts as memory: so each maps but a few.
-    """
-    _check_file(path)
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            found = list(file.keys())
-            _check_shapes({key: tuple(file.get_slice(key).get_shape()) for key in found}, wanted, path)
-        for keys in _groups(wanted):
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensors |= {key: _placed(_floats(file.get_tensor(key), key, path), device, dtype, layout)
-                            for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise MinisdError("the weights cannot be read: the file is damaged or cut off", str(path),
-                          str(error)[:200], "copy or download it again") from error
-    return {key: tensors[key] for key in wanted}
-
-
-def _groups(wanted: Shapes) -> Iterator[list[str]]:
-    """Keys of about GROUP numbers together; convolutions apart, since they are copied later, when they are laid out."""
-    for convolutions in (True, False):
-        keys = [key for key, shape in wanted.items() if (len(shape) == 4) == convolutions]
-        ends = accumulate(math.prod(wanted[key]) for key in keys)
-        for _, group in groupby(zip(keys, ends, strict=True), key=lambda pair: pair[1] // GROUP):
-            yield [key for key, _ in group]
-
-
-def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """On the device and in the dtype; in the layout where that takes a copy anyway."""
-    stays = tensor.device == device and tensor.dtype == dtype
-    if stays or tensor.dim() != 4:
-        return tensor.to(device, dtype)
-    return tensor.to(device, dtype, memory_format=layout)
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise MinisdError("a part of the model is missing", str(path), remedy="copy the whole folder")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise MinisdError("the file is a Git LFS pointer, not the weights", str(path),
-                              remedy="run: git lfs pull")
-
-
-def _check_shapes(found: Shapes, wanted: Shapes, path: Path) -> None:
-    faults = [f"missing {key}" for key in wanted if key not in found]
-    faults += [f"unknown {key}" for key in found if key not in wanted]
-    faults += [f"{key} is {list(found[key])}, should be {list(shape)}"
-               for key, shape in wanted.items() if key in found and found[key] != shape]
+def _check_fit(found: Mapping[str, Tensor], module: nn.Module, whose: str) -> None:
+    """Numbers of the shapes that the module has."""
+    wanted = module.state_dict()
+    faults = [f"{key} is {tensor.dtype}, not floating-point"
+              for key, tensor in found.items() if not tensor.is_floating_point()]
+    faults += [f"{key} is {list(tensor.shape)}, should be {list(wanted[key].shape)}"
+               for key, tensor in found.items() if tensor.shape != wanted[key].shape]
     if faults:
         more = f" … and {len(faults) - SHOWN_KEYS} more" if len(faults) > SHOWN_KEYS else ""
-        raise MinisdError(f"{len(faults)} tensors do not fit the model of {CONFIG}", str(path),
-                          "; ".join(faults[:SHOWN_KEYS]) + more,
-                          "use the config that was written with these weights")
-
-
-def _floats(tensor: Tensor, key: str, path: Path) -> Tensor:
-    if not tensor.is_floating_point():
-        raise MinisdError("weights are not floating-point numbers", str(path), f"{key} is {tensor.dtype}")
-    return tensor
-
-
-def _narrowed(module: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tensor]:
-    state = module.state_dict()
-    tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in state.items()}
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise MinisdError("weights that are not finite are never saved", f"{name}: {key}",
-                              f"in {dtype} it holds NaN or infinity", code=NUMERICAL)
-    return tensors
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Rename; a folder that stands there steps aside first, and is deleted last."""
-    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        raise MinisdError(f"{len(faults)} tensors do not fit the model of this config", whose,
+                          "; ".join(faults[:SHOWN_KEYS]) + more, "use the config that was written with these weights")

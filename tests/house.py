@@ -61,8 +61,8 @@ PROGRAMS = ("minisd.generate.__main__", "minisd.distill", "minisd.train.__main__
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
-    Floor("words", ("minisd.errors", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt", "minisd.shares",
-                    "minisd.samplers.schedule")),
+    Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
+                    "minisd.shares", "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
                     "minisd.command"),
           ("words",)),

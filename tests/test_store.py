@@ -14,6 +14,7 @@ from minisd import store
 from minisd.config import CLIPVisionConfig
 from minisd.drawing import Defaults
 from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
+from weights_convert import mapped, write
 
 VISION = CLIPVisionConfig(image_size=32, patch=8, width=16, depth=1, heads=2, projection_dim=32)
 
@@ -50,7 +51,7 @@ def test_one_part_alone(tmp_path: Path) -> None:
     store.save(tmp_path / "a", tiny_model.MODEL, {"vae": tiny_model.modules()["vae"]})
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "vae.safetensors"]
     assert list(store.load_modules(tmp_path / "a", ["vae"])[1]) == ["vae"]
-    with pytest.raises(MinisdError, match="part of the model is missing"):
+    with pytest.raises(MinisdError, match="vae alone: it has no unet, text"):
         store.load(tmp_path / "a", "cpu")
 
 
@@ -58,7 +59,6 @@ def test_load_makes_a_model_that_draws(whole: Path) -> None:
     sd = store.load(whole, "cpu", "float32")
     assert (sd.name, sd.dtype, sd.device.type, sd.defaults) == ("tiny", torch.float32, "cpu", Defaults())
     assert not any(weights.requires_grad for weights in sd.unet.parameters())
-    assert sd.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_model_states_what_it_likes_best(folder: Path) -> None:
@@ -67,6 +67,21 @@ def test_a_model_states_what_it_likes_best(folder: Path) -> None:
     sd = store.load(folder, "cpu")
     assert sd.defaults == Defaults(guidance=3.0)
     assert sd.drawing("x").guidance == 3.0 and sd.drawing("x").width == tiny_model.MODEL.size
+
+
+def test_what_it_likes_best_outlives_an_export(folder: Path) -> None:
+    path, parts = folder / "config.json", tiny_model.modules()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"guidance": 3}}))
+    before = store.fingerprint(folder)
+    store.save(folder, replace(tiny_model.MODEL, latent_scale=2.0), {"vae": parts["vae"]}, torch.float32, keep=True)
+    sd = store.load(folder, "cpu", "float32")
+    assert sd.defaults == Defaults(guidance=3.0) and sd.cfg.latent_scale == 2.0
+    assert torch.equal(sd.vae.decoder.conv_in.weight, parts["vae"].decoder.conv_in.weight)
+    assert store.fingerprint(folder) != before
+    store.save(folder, tiny_model.MODEL, {}, keep=True, defaults=Defaults(steps=5))
+    assert store.load(folder, "cpu").defaults == Defaults(steps=5)
+    store.save(folder, tiny_model.MODEL, parts)
+    assert store.load(folder, "cpu").defaults == Defaults()
 
 
 def test_building_under_blank_leaves_nothing_undone(whole: Path) -> None:
@@ -96,7 +111,7 @@ def test_a_save_that_fails_leaves_the_older_folder(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(write, "must_be_finite", full)
     with pytest.raises(OSError, match="No space"):
         store.save(tmp_path / "a", tiny_model.MODEL, tiny_model.modules())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
@@ -140,24 +155,25 @@ def cut(folder: Path, length: int) -> None:
 
 BIAS = "decoder.conv_in.bias"
 SPOILT = {
-    "empty": (lambda f: cut(f, 0), "damaged or cut off"),
-    "half a header": (lambda f: cut(f, 100), "damaged or cut off"),
-    "cut off": (lambda f: cut(f, -100), "damaged or cut off"),
-    "noise": (lambda f: (f / "vae.safetensors").write_bytes(b"\xff" * 4096), "damaged or cut off"),
+    "empty": (lambda f: cut(f, 0), "file is empty"),
+    "half a header": (lambda f: cut(f, 100), "cut off"),
+    "cut off": (lambda f: cut(f, -100), "100 are missing"),
+    "noise": (lambda f: (f / "vae.safetensors").write_bytes(b"\xff" * 4096), "neither a safetensors"),
     "LFS pointer": (lambda f: (f / "vae.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
                     "git lfs pull"),
-    "no file": (lambda f: (f / "vae.safetensors").unlink(), "vae.safetensors"),
-    "a folder for a file": (lambda f: ((f / "vae.safetensors").unlink(), (f / "vae.safetensors").mkdir()), "missing"),
+    "no file": (lambda f: (f / "vae.safetensors").unlink(), "it has no vae"),
+    "a folder for a file": (lambda f: ((f / "vae.safetensors").unlink(), (f / "vae.safetensors").mkdir()),
+                            "it has no vae"),
     "a missing tensor": (lambda f: spoil_tensors(f, {BIAS: None}), f"missing {BIAS}"),
-    "a stray tensor": (lambda f: spoil_tensors(f, {"position_ids": torch.zeros(1)}), "unknown position_ids"),
+    "a stray tensor": (lambda f: spoil_tensors(f, {"position_ids": torch.zeros(1)}), "not known position_ids"),
     "a wrong shape": (lambda f: spoil_tensors(f, {BIAS: torch.zeros(7)}), r"is \[7\], should be \[32\]"),
     "integers": (lambda f: spoil_tensors(f, {BIAS: torch.zeros(32, dtype=torch.int8)}), "torch.int8"),
     "another part's tensors": (lambda f: shutil.copy(f / "unet.safetensors", f / "vae.safetensors"), "and .* more"),
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
-    "half a config": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    "no config": (lambda f: (f / "config.json").unlink(), "neither model_index.json nor config.json"),
+    "half a config": (lambda f: (f / "config.json").write_text("{"), "JSON cannot be read"),
     "a list for a config": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
-    "a config that is not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\0"), "not JSON"),
-    "a deep config": (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
+    "a config that is not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\0"), "JSON cannot be read"),
+    "a deep config": (lambda f: (f / "config.json").write_text("[" * 100_000), "JSON cannot be read"),
     "an unknown entry": (lambda f: (f / "config.json").write_text('{"sice": 64}'), "sice"),
     "a wrong type": (lambda f: (f / "config.json").write_text('{"size": "64"}'), "size"),
     "wrong defaults": (lambda f: (f / "config.json").write_text('{"defaults": {"cfg": 3}}'), "cfg"),
@@ -189,7 +205,7 @@ def test_weights_are_as_readable_as_the_config(whole: Path) -> None:
 def test_weights_stay_in_their_file_until_they_are_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = tiny_model.modules()
     store.save(tmp_path / "a", tiny_model.MODEL, saved, torch.float32)
-    monkeypatch.setattr(store, "GROUP", 1000)     # many mappings, as for a large model
+    monkeypatch.setattr(mapped, "WINDOW", 4000)   # many mappings, as for a large model
     sd = store.load(tmp_path / "a", "cpu", "float32")
     weights, linear = sd.unet.conv_in.weight, sd.unet.time.in_proj.weight.data_ptr()
     assert weights.is_contiguous()

@@ -10,11 +10,10 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weights_convert.archive import Item, read_archive
-from weights_convert.mapped import CHUNK, Mapped, shown
+from weights_convert.mapped import CHUNK, Mapped, Span, shown
 from weights_convert.pickled import Machine, Malformed
 from weights_convert.pieces import CALLS, Piece, storage
 
@@ -112,13 +111,8 @@ def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:
 
 def build(file: Mapped, pieces: dict[str, Piece]) -> dict[str, Tensor]:
     """Views of the mapped file; tensors of one storage still share it."""
-    held: dict[tuple[Item, torch.dtype], Tensor] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, (item, dtype, offset, shape, stride) in pieces.items():
-        if not prod(shape):
-            tensors[name] = torch.empty(shape, dtype=dtype)
-            continue
-        if (item, dtype) not in held:
-            held[item, dtype] = file.tensor(dtype, (item.size // dtype.itemsize,), item.begin)
-        tensors[name] = held[item, dtype].as_strided(shape, stride, offset)
-    return tensors
+    spans = {(item, dtype): Span(item.begin, item.end, len(shape) == 4) for item, dtype, _, shape, _ in pieces.values()}
+    held = {(item, dtype): window.tensor(dtype, (item.size // dtype.itemsize,), item.begin)
+            for (item, dtype), window in file.windows(spans)}
+    return {name: held[item, dtype].as_strided(shape, stride, offset if prod(shape) else 0)
+            for name, (item, dtype, offset, shape, stride) in pieces.items()}

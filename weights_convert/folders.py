@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.errors import MinisdError
 from weights_convert import configs, vocabulary
+from weights_convert.mapped import Seen
 from weights_convert.model import Model, Part, ambiguous, own_configs, recognised, restored, structured, with_parts
 from weights_convert.read import read_file
 
-CONFIG, INDEX, LEFT_OUT = "config.json", "model_index.json", "left_out.safetensors"
+CONFIG, DEFAULTS, INDEX, LEFT_OUT = "config.json", "defaults", "model_index.json", "left_out.safetensors"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json",
-           "fp16.safetensors.index.json", "bin", "fp16.bin")
+           "fp16.safetensors.index.json", "bin", "bin.index.json", "fp16.bin")
 LARGEST_JSON = 1 << 26
 TOLD: dict[str, Callable[[Any, Mapping[str, Any], str], Any]] = {
     "unet": configs.unet_told, "controlnet": configs.unet_told, "vae": configs.vae_told, "text": configs.text_told}
@@ -32,19 +33,32 @@ def from_folder(path: Path) -> Model:
                           "give a diffusers folder, a native folder, or a file")
     told = read_json(path / CONFIG)
     foreign = {"_class_name", "architectures", "model_type"} & told.keys()
-    return from_component(path, told) if foreign else from_native(path, told)
+    return from_component(path, told) if foreign else from_native(path)
 
 
-def from_native(folder: Path, told: Mapping[str, Any]) -> Model:
+def from_native(folder: Path) -> Model:
     """What minisd writes."""
-    defaults = told.get("defaults", {})
-    cfg = structured(ModelConfig, json.dumps({k: v for k, v in told.items() if k != "defaults"}), str(folder / CONFIG))
+    cfg, defaults = native_config(folder)
     paths = {name: folder / f"{name}.safetensors" for name in own_configs(cfg)}
-    paths = {name: path for name, path in paths.items() if path.is_file()}
-    parts = {name: Part(name, "ours", own_configs(cfg)[name], read_file(path).tensors) for name, path in paths.items()}
+    files = {name: read_file(path) for name, path in paths.items() if path.is_file()}
+    parts = {name: Part(name, "ours", own_configs(cfg)[name], file.tensors, where=str(paths[name]))
+             for name, file in files.items()}
     if not parts:
         raise MinisdError("a native folder without weights", str(folder), remedy="copy the whole folder")
-    return Model(str(folder), "native", parts, cfg, tuple(paths.values()), aside(folder), defaults=defaults)
+    return Model(str(folder), "native", parts, cfg, tuple(file.seen for file in files.values()), aside(folder),
+                 defaults=defaults)
+
+
+def native_config(folder: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
+    """The config of a native folder, and what it says that the model likes best."""
+    told = read_json(folder / CONFIG)
+    defaults = told.pop(DEFAULTS, {})
+    return structured(ModelConfig, told, str(folder / CONFIG)), defaults
+
+
+def native_json(cfg: ModelConfig, defaults: Mapping[str, Any]) -> str:
+    """The same as the text of a file."""
+    return json.dumps(asdict(cfg) | ({DEFAULTS: dict(defaults)} if defaults else {}), indent=1) + "\n"
 
 
 def from_pipeline(folder: Path) -> Model:
@@ -54,7 +68,7 @@ def from_pipeline(folder: Path) -> Model:
             "StableDiffusion"):
         raise MinisdError(f"not a Stable Diffusion pipeline but {str(index.get('_class_name'))[:80]!r}", str(folder))
     notes = [f"{name} is left behind" for name in configs.ABSENT if (folder / name).is_dir()]
-    files: list[Path] = []
+    files: list[Seen] = []
     parts: dict[str, Part] = {}
     cfg = ModelConfig()
     for part, name in configs.FOLDERS.items():
@@ -75,7 +89,7 @@ def from_pipeline(folder: Path) -> Model:
 
 def from_component(folder: Path, told: Mapping[str, Any]) -> Model:
     """One part of a pipeline in a folder of its own."""
-    files: list[Path] = []
+    files: list[Seen] = []
     name = str(told.get("_class_name") or (told.get("architectures") or [""])[0])
     classes = {theirs: part for part, (_, theirs) in configs.CLASSES.items()} | {"CLIPTextModelWithProjection": "text"}
     if name not in classes:
@@ -86,13 +100,13 @@ def from_component(folder: Path, told: Mapping[str, Any]) -> Model:
     return replace(model, predicts=not ambiguous(model))
 
 
-def component(folder: Path, name: str, told: Mapping[str, Any], files: list[Path]) -> Part:
+def component(folder: Path, name: str, told: Mapping[str, Any], files: list[Seen]) -> Part:
     """A part with the weights of its folder, and what its config tells beyond them."""
-    paths = weights_of(folder)
-    files += paths
     tensors: dict[str, Tensor] = {}
-    for path in paths:
-        tensors |= read_file(path).tensors
+    for path in weights_of(folder):
+        file = read_file(path)
+        files.append(file.seen)
+        tensors |= file.tensors
     part = recognised(tensors, "", str(folder), name)
     return replace(part, cfg=TOLD[part.kind](part.cfg, told, str(folder / CONFIG)))
 
@@ -117,7 +131,7 @@ def weights_of(folder: Path) -> list[Path]:
 
 def aside(folder: Path) -> Mapping[str, Tensor]:
     """What an earlier conversion could not place, so that the way back gives it again."""
-    return read_file(folder / LEFT_OUT).tensors if (folder / LEFT_OUT).is_file() else {}
+    return read_file(folder / LEFT_OUT, copy=True).tensors if (folder / LEFT_OUT).is_file() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

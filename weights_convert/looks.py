@@ -25,7 +25,7 @@ def report(source: Path) -> Iterator[str]:
     """In lines: family, layout, parts, what is unusual."""
     model = open_model(source)
     yield f"{model.family}" + (f" (preset {model.preset})" if model.preset else "")
-    yield f"layout       {model.layout}, {len(model.files)} files, {sum(p.stat().st_size for p in model.files):,} bytes"
+    yield f"layout       {model.layout}, {len(model.files)} files, {sum(file.size for file in model.files):,} bytes"
     predicts = model.cfg.prediction if model.predicts else "epsilon or v: the source does not say"
     if "unet" in model.parts:
         yield f"predicts     {predicts}"
@@ -67,6 +67,7 @@ def faults(model: Model) -> Iterator[str]:
     yield "values       all finite"
     if zero:
         yield f"all zero     {', '.join(zero[:SHOWN])}" + (f" and {len(zero) - SHOWN} more" * (len(zero) > SHOWN))
+    model.check_unchanged()
     sha256 = fingerprint(model.files)
     yield f"sha256       {sha256}"
     known = KNOWN.get(sha256)

@@ -1,10 +1,8 @@
 """A checkpoint that was understood: its parts, each with config, dialect and tensors, not yet translated."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,11 +10,13 @@ from minisd import schema
 from minisd.config import ModelConfig
 from minisd.errors import BAD_FILE, USAGE, MinisdError
 from weights_convert.detect import FAMILIES, KINDS, UNDRAWN, config_of, part_of, preset_of, refuse_others
+from weights_convert.mapped import Seen
 from weights_convert.tables import Row
 from weights_convert.translate import from_ours, to_ours
 
 OPENCLIP = "cond_stage_model.model."
 BASE_SIZE = {"epsilon": 512, "v": 768}            # pixels of the SD2.x models that predict so
+T = TypeVar("T")
 PENULTIMATE = 24  # layers of OpenCLIP's ViT-H, whose last one SD2 leaves out
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Part:
     cfg: Any                                      # UNetConfig, VAEConfig, CLIPTextConfig, ...
     tensors: Mapping[str, Tensor]
     prefix: str = ""
+    where: str = ""                               # the file or folder
 
     @property
     def kind(self) -> str:
@@ -41,7 +42,7 @@ class Part:
         try:
             return to_ours(self.tensors, self.rows(self.dialect))
         except MinisdError as error:
-            error.where = error.where or f"the {self.name}, in {self.dialect} names"
+            error.where = f"{self.where}: the {self.name}, in {self.dialect} names"
             raise
 
     def left_out(self) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ class Model:
     layout: str                                   # native, ldm, diffusers
     parts: Mapping[str, Part]
     cfg: ModelConfig
-    files: tuple[Path, ...]
+    files: tuple[Seen, ...]                       # that its tensors lie in
     left_out: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     predicts: bool = True                         # whether it is known what the UNet predicts
@@ -80,6 +81,11 @@ class Model:
         family = FAMILIES.get(self.preset, "unnamed") if {"unet", "controlnet"} & self.parts.keys() else ""
         what = "checkpoint" if self.whole else " and ".join(self.parts) + " alone"
         return f"{family} {what}".strip()
+
+    def check_unchanged(self) -> None:
+        """Stops if a file was written to or replaced since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
 
     def predicting(self, prediction: str | None) -> "Model":
         """The model with what the user says that its UNet predicts."""
@@ -113,7 +119,7 @@ def recognised(tensors: Mapping[str, Tensor], prefix: str, where: str, name: str
     cfg = config_of(kind, dialect, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     if dialect == "openclip":
         cfg = replace(cfg, activation="gelu", pad="zero", skipped_layers=int(cfg.depth == PENULTIMATE))
-    return Part(name or kind, dialect, cfg, tensors, prefix)
+    return Part(name or kind, dialect, cfg, tensors, prefix, where)
 
 
 def set_aside(part: Part) -> tuple[Part, dict[str, Tensor]]:
@@ -160,12 +166,10 @@ def ambiguous(model: Model) -> bool:
     return "unet" in model.parts and model.cfg.unet.linear_proj and model.cfg.unet.label_dim is None
 
 
-def structured(cls: type[ModelConfig], text: str, where: str) -> ModelConfig:
+def structured(cls: type[T], told: Any, where: str) -> T:
     """A config of ours, strictly read."""
     try:
-        return schema.read(cls, json.loads(text), where)
-    except (ValueError, RecursionError) as error:
-        raise MinisdError("the model's config is not JSON", where, str(error)[:200]) from error
+        return schema.read(cls, told, where)
     except MinisdError as error:
-        error.code = BAD_FILE
+        error.code = BAD_FILE                     # in a recipe it would be the user's own words, this is a file
         raise

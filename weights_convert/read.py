@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minisd.errors import MinisdError
 from weights_convert import ckpt, header
-from weights_convert.mapped import Mapped, map_file, refused, shown, stamp_of
+from weights_convert.mapped import Mapped, Seen, Span, map_file, refused, shown
 
 AGAIN = "download it again, as a file and not as a page"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
@@ -44,18 +44,7 @@ class Checkpoint:
     metadata: dict[str, str]
     notes: list[str]
     format: Literal["safetensors", "ckpt"]
-    path: Path
-    stamp: tuple[int, ...] = field(repr=False)
-
-    def check_unchanged(self) -> None:
-        """Stops if the file was written to or replaced since: what was made from it then is not to be kept."""
-        try:
-            now = stamp_of(self.path.stat())
-        except OSError as error:
-            raise refused(self.path, "the file vanished while it was in use", str(error)[:200]) from error
-        if now != self.stamp:
-            raise refused(self.path, "the file was changed while it was in use",
-                          f"it was {self.stamp[0]:,} bytes and is {now[0]:,}", "start again when it is whole")
+    seen: Seen
 
 
 def read_file(path: str | Path, *, copy: bool = False, verify: bool = True) -> Checkpoint:
@@ -68,14 +57,16 @@ def read_file(path: str | Path, *, copy: bool = False, verify: bool = True) -> C
         check_sidecar(file)
     if file.memory[:4] == ZIP:
         tensors, notes = ckpt.read(file)
-        return Checkpoint(tensors, {}, notes, "ckpt", file.path, file.stamp)
+        return Checkpoint(tensors, {}, notes, "ckpt", file.seen)
     if (fault := foreign(file)) is not None:
         raise fault
     entries, metadata = header.read_header(file)
     if verify:
         check_data(file, metadata)
-    tensors = {one.name: file.tensor(one.dtype, one.shape, one.begin) for one in entries}
-    return Checkpoint(tensors, metadata, unusual(entries), "safetensors", file.path, file.stamp)
+    spans = {one: Span(one.begin, one.end, len(one.shape) == 4) for one in entries}
+    held = {one.name: window.tensor(one.dtype, one.shape, one.begin) for one, window in file.windows(spans)}
+    tensors = {one.name: held[one.name] for one in entries}
+    return Checkpoint(tensors, metadata, unusual(entries), "safetensors", file.seen)
 
 
 def foreign(file: Mapped) -> MinisdError | None:
@@ -98,7 +89,7 @@ def foreign(file: Mapped) -> MinisdError | None:
 
 def check_sidecar(file: Mapped) -> None:
     """FILE.sha256, as sha256sum writes it, has to agree where it is there."""
-    beside = file.path.with_name(file.path.name + ".sha256")
+    beside = file.seen.path.with_name(file.seen.path.name + ".sha256")
     try:
         if not beside.is_file():
             return

@@ -1,5 +1,6 @@
 """Checkpoints as they are found, recognised by their contents: files here, folders in `folders`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def from_file(path: Path, ema: bool) -> Model:
                                             for prefix, group in groups.items())}
     for part in parts.values():
         left_out |= part.left_out()
-    return as_stated(Model(str(path), "ldm", parts, ModelConfig(), (path,), left_out, tuple(notes)), file.metadata)
+    return as_stated(Model(str(path), "ldm", parts, ModelConfig(), (file.seen,), left_out, tuple(notes)), file.metadata)
 
 
 def averaged(unet: Mapping[str, Tensor], copies: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -85,7 +86,10 @@ def as_stated(model: Model, metadata: Mapping[str, str]) -> Model:
     if STATED not in metadata:
         model = with_parts(model, predicts=True)
         return replace(model, predicts=not ambiguous(model))
-    cfg = structured(ModelConfig, metadata[STATED], model.where)
+    try:
+        cfg = structured(ModelConfig, json.loads(metadata[STATED]), model.where)
+    except (ValueError, RecursionError) as error:
+        raise MinisdError(f"{STATED} in its metadata is not JSON", model.where, str(error)[:200]) from error
     own = own_configs(cfg)
     parts = {name: replace(part, cfg=own.get(name, part.cfg)) for name, part in model.parts.items()}
     return replace(model, parts=parts, cfg=cfg)

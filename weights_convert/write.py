@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,10 @@ import torch
 from torch import Tensor
 
 from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
+from minisd.files import fresh
 from weights_convert import configs, vocabulary
-from weights_convert.folders import CONFIG, INDEX, LEFT_OUT
+from weights_convert.folders import CONFIG, INDEX, LEFT_OUT, native_json
+from weights_convert.mapped import Seen
 from weights_convert.model import Model, Part, set_aside
 from weights_convert.sources import PREFIXES, STATED
 from weights_convert.translate import from_ours
@@ -35,48 +34,25 @@ def write(model: Model, target: Path, to: str, dtype: torch.dtype | None = None,
               "minisd.dialect": model.layout, "minisd.source_sha256": fingerprint(model.files)}
 
     def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-        save_file(path, tensors, stated, dtype, allow_nonfinite)
+        save_file(path, tensors, stated, dtype, allow_nonfinite, model.check_unchanged)
 
-    with fresh(target) as path:
-        WRITERS[to](model, path, save)
-
-
-@contextmanager
-def fresh(target: Path) -> Iterator[Path]:
-    """A temporary place beside the target, renamed to it when all is written and synchronised."""
-    target = target.absolute()
-    temporary = target.with_name(f".tmp-{os.getpid()}")
     try:
         if target.exists() or target.is_symlink():
             raise MinisdError("the target is there already", str(target), "nothing is ever overwritten",
                               "give another name, or move it away", USAGE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary, target.parent]:
-            sync(path)
-        temporary.rename(target)
-        sync(target.parent)
+        with fresh(target) as path:
+            WRITERS[to](model, path, save)
     except OSError as error:
         raise MinisdError("the target cannot be written", str(target)[:200], error.strerror or str(error),
                           "give a place that has room and may be written to", RESOURCE) from error
-    finally:
-        if os.path.isdir(temporary):              # unlike Path's, this takes a name of any length
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif os.path.isfile(temporary):
-            temporary.unlink()
 
 
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None,
+              allow_nonfinite: bool = False, check: Callable[[], None] = lambda: None) -> None:
+    """A safetensors file written tensor by tensor, the widest dtypes first, so that all lie on their boundaries.
 
-
-def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None,
-              allow_nonfinite: bool) -> None:
-    """A safetensors file written tensor by tensor, the widest dtypes first, so that all lie on their boundaries."""
+    `check` is called before and behind the copy of each: reading what lay in a file that was cut off ends the process.
+    """
     kinds = {name: dtype if dtype and t.is_floating_point() else t.dtype for name, t in tensors.items()}
     order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -90,7 +66,9 @@ def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name].to(kinds[name])
+            check()
+            tensor = tensors[name].to("cpu", kinds[name], copy=True)
+            check()
             if not allow_nonfinite:
                 must_be_finite(name, tensor)
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -100,28 +78,27 @@ def must_be_finite(name: str, tensor: Tensor) -> None:
     if tensor.is_floating_point():
         wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
         if not wide.isfinite().all():
-            raise MinisdError(f"{name} holds NaN or infinity", why=f"as {NAMES[tensor.dtype]}",
-                              remedy="take another copy or a wider --dtype; --allow-nonfinite takes it as it is",
-                              code=NUMERICAL)
+            raise MinisdError(f"weights that are not finite: {name}", "", f"in {NAMES[tensor.dtype]} it holds NaN or "
+                              "infinity", "take another copy or a wider --dtype; --allow-nonfinite takes it as it is",
+                              NUMERICAL)
 
 
-def fingerprint(files: tuple[Path, ...]) -> str:
+def fingerprint(files: Iterable[Seen]) -> str:
     """sha256 of the source; of several files, of their hashes in order."""
     hashes = []
-    for path in files:
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    for file in files:
+        with file.path.open("rb") as opened:
+            hashes.append(hashlib.file_digest(opened, "sha256").hexdigest())
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- the targets
 def to_native(model: Model, path: Path, save: Save) -> None:
     """What `minisd.load` maps."""
-    told = asdict(model.cfg) | ({"defaults": dict(model.defaults)} if model.defaults else {})
     if "controlnet" in model.parts:
         raise MinisdError("a ControlNet alone has no native folder", model.where, remedy="--to ldm or diffusers",
                           code=USAGE)
-    put(path / CONFIG, json.dumps(told, indent=1) + "\n")
+    put(path / CONFIG, native_json(model.cfg, model.defaults))
     for name, part in model.parts.items():
         save(path / f"{name}.safetensors", part.ours())
     if model.left_out:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
+from minisd.files import sync
 from minisd.train import optim
 from minisd.train.config import TrainConfig
 
@@ -179,11 +180,3 @@ def checkpoints(run: Path) -> list[Path]:
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ from safetensors.torch import save, save_file
 
 from minisd.errors import BAD_FILE, MinisdError
 from weights_convert.header import LONGEST_HEADER
+from weights_convert.mapped import Seen
 from weights_convert.read import read_file
 
 WEIGHTS = {"a.weight": torch.arange(12.).view(3, 4), "b": torch.ones(5, dtype=torch.bfloat16),
@@ -277,14 +278,14 @@ def test_a_hash_in_the_metadata_has_to_agree(written, key, before):
 def test_a_file_that_changes_while_it_is_mapped_is_noticed(written):
     path = written(save(WEIGHTS))
     found = read_file(path)
-    found.check_unchanged()
+    found.seen.check_unchanged()
     with path.open("r+b") as file:
         file.truncate(100)
     with pytest.raises(MinisdError, match="changed while it was in use"):
-        found.check_unchanged()
+        found.seen.check_unchanged()
     path.unlink()
     with pytest.raises(MinisdError, match="vanished"):
-        found.check_unchanged()
+        found.seen.check_unchanged()
 
 
 def test_a_copy_outlives_its_file(tmp_path):
@@ -299,5 +300,5 @@ def test_a_copy_outlives_its_file(tmp_path):
 def test_a_file_cut_off_while_it_is_copied_is_refused(written, monkeypatch):
     path = written(save(WEIGHTS))
     size = path.stat().st_size
-    monkeypatch.setattr("weights_convert.mapped.stamp_of", lambda status: (size + 1, 0, 0, 0))
+    monkeypatch.setattr(Seen, "now", lambda path, status: Seen(path, size + 1, ()))
     assert "cut off while it was read" in refusal(path, copy=True)

@@ -1,6 +1,5 @@
 """The model folder that the stages of a recipe share: each takes parts that are there, adds or replaces its own."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
@@ -84,10 +83,5 @@ def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Modu
 
 
 def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module]) -> None:
-    """Write parts beside those that are there, each file whole or not at all, the config last."""
-    fresh = folder.with_name(f".tmp-{folder.name}-parts-{os.getpid()}")
-    store.save(fresh, cfg, modules)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"{part}.safetensors" for part in modules), store.CONFIG):
-        os.replace(fresh / name, folder / name)
-    fresh.rmdir()
+    """Write parts beside those that are there: a kill leaves the old folder or the new one."""
+    store.save(folder, cfg, modules, keep=True)

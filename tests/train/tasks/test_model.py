@@ -1,11 +1,13 @@
 """The shared model folder: parts come and go one by one, each file whole."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from minisd import store
+from minisd.drawing import Defaults
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.train.tasks import model
 
@@ -40,6 +42,13 @@ def test_parts_are_put_beside_each_other(recipe, tmp_path):
     assert torch.equal(model.take_text(folder).token.weight, text.token.weight.half().float())
     assert not any(p.requires_grad for p in model.take_vae(folder).parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_model_likes_best_is_kept(recipe, tmp_path):
+    folder, vae = tmp_path / "model", model.new(recipe.model, "vae", 0)
+    store.save(folder, recipe.model, {"vae": vae}, defaults=Defaults(guidance=3.0))
+    model.put(folder, recipe.model, {"vae": vae})
+    assert json.loads((folder / "config.json").read_text())["defaults"]["guidance"] == 3.0
 
 
 def test_weights_that_are_not_finite_leave_the_folder_as_it_was(recipe, tmp_path):
