@@ -59,10 +59,12 @@ def walk(models: Models, drawings: Sequence[Drawing], way: Walk, ground: Ground,
     x = schedule[0].scale * ground.start
     if ground.known is not None and way.skipped:
         x = ground.known + schedule[way.skipped].sigma * ground.start
-    denoise = denoiser_of(models, drawings, schedule, ground.extra)
+    denoise = denoiser_of(models, drawings, schedule, way.skipped, ground.extra)
     if ground.known is not None and ground.mask is not None:
         denoise = inpainting(denoise, ground.known, ground.mask, ground.start)
-    return sample(recipe.solver, denoise, x, schedule, table, noise=ground.noise, first=way.skipped, on_step=on_step)
+    x = sample(recipe.solver, denoise, x, schedule, table, noise=ground.noise, first=way.skipped, on_step=on_step)
+    x = x / schedule[-1].scale                    # where a little noise is left, the VAE is given what DDPM calls x
+    return x if ground.known is None or ground.mask is None else torch.where(ground.mask, x, ground.known)
 
 
 def check(models: Models, drawing: Drawing) -> None:
