@@ -10,7 +10,7 @@ from minisd.control import Guide
 from minisd.drawing import Drawing
 from minisd.models import Models
 from minisd.samplers.denoiser import Conditioning, Denoiser, conditioned, denoiser
-from minisd.samplers.guidance import Correction, guided, guided_twice, rescaled, scale_at, thresholded
+from minisd.samplers.guidance import Correction, by_step, guided, guided_twice, rescaled, scale_at, thresholded
 from minisd.samplers.schedule import Schedule
 
 
@@ -19,22 +19,33 @@ def extra_channels(models: Models) -> int:
     return models.cfg.unet.in_channels - models.cfg.vae.latent_channels
 
 
-def denoiser_of(models: Models, drawings: Sequence[Drawing], schedule: Schedule, extra: Tensor | None) -> Denoiser:
-    """The UNet told of each prompt and, where there is guidance, of each negative prompt."""
-    predict, first = denoiser(models.unet, models.cfg.prediction), drawings[0]
-    before = [first.negative] if first.negative_counts else []          # read with each prompt, for equal lengths
-    read = {prompt: models.encode([*before, prompt]) for prompt in dict.fromkeys(one.prompt for one in drawings)}
-    each = [read[one.prompt] for one in drawings]
+def denoiser_of(models: Models, drawings: Sequence[Drawing], schedule: Schedule, first: int,
+                extra: Tensor | None) -> Denoiser:
+    """The UNet told what the prompts and the negative one say in each step from `schedule[first]` on.
+
+    Prompts drawn together take equally many windows at any time, so that none is longer for its neighbours.
+    """
+    before = [drawings[0].negative] if drawings[0].negative_counts else []
+    prompts = [*before, *dict.fromkeys(one.prompt for one in drawings)]
+    rows = [prompts.index(one.prompt, len(before)) for one in drawings]
     if extra is not None:
         extra = extra.to(models.dtype).expand(len(drawings), -1, -1, -1)
+    told = models.tell(prompts, len(schedule) - 1 - first)
+    each = {id(said): _told(models, drawings[0], schedule, replace(said.rows(rows), concat=extra),
+                            replace(said.rows([0] * len(rows)), concat=extra)) for said in told}
+    return next(iter(each.values())) if len(each) == 1 else by_step([each[id(said)] for said in told], schedule, first)
+
+
+def _told(models: Models, first: Drawing, schedule: Schedule, cond: Conditioning, negative: Conditioning) -> Denoiser:
+    """The UNet told one thing, and where there is guidance, what is not wanted."""
+    predict = denoiser(models.unet, models.cfg.prediction)
     if not first.negative_counts:
-        return conditioned(predict, _stack(each, 0, extra))
-    cond, negative = _stack(each, 1, extra), _stack(each, 0, extra)
+        return conditioned(predict, cond)
     scale = scale_at(first.guidance, schedule, first.guide.ramp, first.guide.interval)
     corrections = _corrections(models, first.guide)
-    if first.image_guidance is None or extra is None:
+    if first.image_guidance is None or negative.concat is None:
         return guided(predict, cond, negative, scale, corrections)
-    blank = replace(negative, concat=torch.zeros_like(extra))
+    blank = replace(negative, concat=torch.zeros_like(negative.concat))
     return guided_twice(predict, cond, negative, blank, scale, first.image_guidance, corrections)
 
 
@@ -42,10 +53,3 @@ def _corrections(models: Models, guide: Guide) -> list[Correction]:
     """What a guided x0 passes through, in the order in which the papers' pipelines have it."""
     found = [rescaled(guide.rescale, models.cfg.prediction)] if guide.rescale else []
     return found if guide.threshold is None else [*found, thresholded(guide.threshold)]
-
-
-def _stack(each: Sequence[Conditioning], row: int, extra: Tensor | None) -> Conditioning:
-    """One row of each condition, as a batch."""
-    labels = [one.label[row:row + 1] for one in each if one.label is not None]
-    return Conditioning(torch.cat([one.context[row:row + 1] for one in each]), torch.cat(labels) if labels else None,
-                        extra)

@@ -13,7 +13,7 @@ from minisd.config import ModelConfig
 from minisd.drawing import Drawing
 from minisd.errors import NUMERICAL, MinisdError
 from minisd.samplers.denoiser import Conditioning
-from minisd.text import encode_prompts, tokenizer_of
+from minisd.text import tell
 from minisd.unet import UNet
 from minisd.vae import VAE, Posterior
 from minisd.vae_tiling import decode_in_strips
@@ -40,11 +40,13 @@ class Models:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Prompts that are compared with each other, through every text encoder: [b, n, widths]."""
-        each = [encode_prompts(model, tokenizer_of(model.cfg), prompts, self.cfg.pooled_label)
-                for model in self.text]
-        return Conditioning(torch.cat([one.context for one in each], dim=-1), each[-1].label)
+    def tell(self, prompts: Sequence[str], steps: int) -> list[Conditioning]:
+        """What prompts that are compared with each other say in each step, through every text encoder."""
+        return tell(self.text, prompts, steps, self.cfg.pooled_label)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """The same for a picture of one step: [b, n, widths]."""
+        return self.tell(prompts, 1)[0]
 
     def latents(self, x: Tensor) -> Posterior:
         """Pictures [b, 3, h, w] in [-1, 1] through the VAE, in float32 and not yet scaled.

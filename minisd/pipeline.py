@@ -13,7 +13,7 @@ from minisd.drawing import STANDARD, Defaults, Drawing
 from minisd.images import album, as_mask, as_picture, fingerprint, to_images
 from minisd.models import Models
 from minisd.ranges import in_range
-from minisd.text import tokenizer_of
+from minisd.text import tokenizer_of, window_count
 from minisd.walk import OnStep, draw_latents
 
 NOTHING: Mapping[str, Image.Image] = {}
@@ -123,6 +123,8 @@ class StableDiffusion(Models):
             drawn = to_images(self.pictures(draw_latents(self, drawings, canvas, on_step), drawings))
         return drawn if canvas is None else [canvas.put_back(one) for one in drawn]
 
-    def _windows(self, one: Drawing) -> int:
+    def _windows(self, one: Drawing) -> list[int]:
+        """Of text, on each walk."""
         read = [one.negative, one.prompt] if one.negative_counts else [one.prompt]
-        return max(len(tokenizer_of(model.cfg).windows(prompt)) for model in self.text for prompt in read)
+        tokenizers = [tokenizer_of(model.cfg) for model in self.text]
+        return [window_count(tokenizers, read, walk.steps - walk.skipped) for walk in one.walks()]

@@ -1,19 +1,33 @@
-"""Prompts to conditions: each prompt is read in windows, each window by the text model, and the windows are joined."""
+"""Prompts to conditions: each reading is split into windows, each window read by the text models, and all joined."""
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from minisd.clip import CLIPText, TextStates
 from minisd.config import CLIPTextConfig
 from minisd.errors import USAGE, MinisdError
+from minisd.prompt import Reading, read
 from minisd.samplers.denoiser import Conditioning
 from minisd.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Window = tuple[int, ...]
-BORDER_WORDS = 3  # how many words a note shows after each border
+BORDER_WORDS, SHOWN, SPANS = 3, 4, 8              # how much a note or an explanation shows before it says "…"
+ROUNDING = 1e-6                                   # a mean below this part of the values themselves is noise
+
+Weighed = tuple[int, float]                       # a token and its weight
+
+
+class Window(NamedTuple):
+    """What a text model reads at once: ids with start, end and padding, which all weigh 1."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
 def tokenizer_of(cfg: CLIPTextConfig) -> Tokenizer:
@@ -21,51 +35,161 @@ def tokenizer_of(cfg: CLIPTextConfig) -> Tokenizer:
     return Tokenizer(cfg.vocab_size, cfg.window, cfg.pad)
 
 
-def border_note(tokenizer: Tokenizer, prompt: str) -> str | None:
+# ---------------------------------------------------------------- windows
+def split(tokenizer: Tokenizer, reading: Reading) -> list[list[Weighed]]:
+    """The tokens of each window: full but the last of a part, and at least one window to a part (BREAK ends one).
+
+    Pieces of other weights are tokenized apart, as in A1111; those of one weight are one piece.
+    """
+    found = []
+    for part in reading:
+        tokens = [(token, piece.weight) for piece in part for token in tokenizer.tokenize(piece.text)]
+        found += [tokens[start:start + tokenizer.room] for start in range(0, max(len(tokens), 1), tokenizer.room)]
+    return found
+
+
+def framed(tokenizer: Tokenizer, tokens: Sequence[Weighed]) -> Window:
+    """One window of at most as many tokens as it has room for."""
+    weights = [1.0] * tokenizer.window
+    weights[1:1 + len(tokens)] = [weight for _, weight in tokens]
+    return Window(tuple(tokenizer.frame([token for token, _ in tokens])), tuple(weights))
+
+
+def window_count(tokenizers: Iterable[Tokenizer], prompts: Sequence[str], steps: int) -> int:
+    """How many windows the longest of these prompts takes at any time."""
+    readings = {reading for prompt in prompts for reading in read(prompt).readings(steps)}
+    return max((len(split(tokenizer, reading)) for tokenizer in tokenizers for reading in readings), default=1)
+
+
+def border_note(tokenizer: Tokenizer, reading: Reading) -> str | None:
     """A sentence on where a prompt is split into windows, or None where it fits one."""
-    windows = tokenizer.windows(prompt)
-    if len(windows) == 1:
+    _, *others = split(tokenizer, reading)
+    if not others:
         return None
-    begins = [" ".join(tokenizer.decode(window).split()[:BORDER_WORDS]) for window in windows[1:]]
-    shown = ", ".join(f"“{words}…”" for words in begins[:4]) + (", …" if len(begins) > 4 else "")
-    return f"a long prompt is read in {len(windows)} windows of {tokenizer.room} tokens; new ones begin at {shown}"
+    begins = [" ".join(tokenizer.decode(token for token, _ in tokens).split()[:BORDER_WORDS]) for tokens in others]
+    return (f"a long prompt is read in {len(others) + 1} windows of {tokenizer.room} tokens; "
+            f"new ones begin at {_quoted(begins)}")
 
 
-def read_windows(model: CLIPText, windows: set[Window]) -> dict[Window, TextStates]:
-    """Each window -> hidden [1, window, width], pooled [1, width].
+def loose_note(prompt: str) -> str | None:
+    """A sentence on brackets that have no partner, or None."""
+    loose = [prompt[at:at + 12] for at in read(prompt).loose]
+    return rf"a bracket without a partner stands for itself, as \( and \[ do: {_quoted(loose)}" if loose else None
+
+
+def _quoted(begins: Sequence[str]) -> str:
+    return ", ".join(f"“{_printable(words)}…”" for words in begins[:SHOWN]) + (", …" if len(begins) > SHOWN else "")
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+# ---------------------------------------------------------------- states
+def tell(models: Sequence[CLIPText], prompts: Sequence[str], steps: int, pooled_label: bool) -> list[Conditioning]:
+    """What the network is told in each of so many steps, [prompts, k * window, widths]; steps alike share one.
+
+    Whatever is said at any time is encoded once, and all of it is equally long.
+    """
+    for note in filter(None, map(loose_note, prompts)):
+        log.warning(note)
+    times = list(zip(*(read(prompt).readings(steps) for prompt in prompts), strict=True))
+    row = {reading: n for n, reading in enumerate(dict.fromkeys(chain.from_iterable(times)))}
+    everything = encode(models, list(row), pooled_label)
+    told = {time: everything.rows([row[reading] for reading in time]) for time in dict.fromkeys(times)}
+    return [told[time] for time in times]
+
+
+def encode(models: Sequence[CLIPText], readings: Sequence[Reading], pooled_label: bool = False) -> Conditioning:
+    """Readings -> context [b, k * window, widths], and label [b, width] where the UNet takes the pooled text.
+
+    k is what the longest reading needs; shorter ones are filled up with empty windows. So what is compared or guided
+    together (a prompt and its negative) is encoded together, and what should stay apart is encoded apart. Several
+    models' states stand side by side; the label is the last model's pooled state of the first window. Gradients flow
+    as the caller has set them.
+    """
+    if not readings:
+        raise MinisdError(what="no prompts", remedy='give at least one; "" is the empty prompt', code=USAGE)
+    tokenizers = [tokenizer_of(model.cfg) for model in models]
+    notes = (border_note(tokenizer, reading) for reading in dict.fromkeys(readings) for tokenizer in tokenizers)
+    for note in dict.fromkeys(filter(None, notes)):
+        log.warning(note)
+    count = max(len(split(tokenizer, reading)) for tokenizer in tokenizers for reading in readings)
+    each = [_encode(model, tokenizer, readings, count) for model, tokenizer in zip(models, tokenizers, strict=True)]
+    context = torch.cat([states.hidden for states in each], dim=-1)
+    return Conditioning(context, each[-1].pooled if pooled_label else None)
+
+
+def _encode(model: CLIPText, tokenizer: Tokenizer, readings: Sequence[Reading], count: int) -> TextStates:
+    """hidden [b, count * window, width]; pooled [b, width] of each reading's first window."""
+    rows = []
+    for reading in readings:
+        tokens = split(tokenizer, reading)
+        rows.append([framed(tokenizer, some) for some in tokens + [[]] * (count - len(tokens))])
+    states = read_windows(model, dict.fromkeys(chain.from_iterable(rows)))
+    hidden = torch.cat([torch.cat([states[window].hidden for window in row], dim=1) for row in rows])
+    return TextStates(hidden, torch.cat([states[row[0]].pooled for row in rows]))
+
+
+def read_windows(model: CLIPText, windows: Iterable[Window]) -> dict[Window, TextStates]:
+    """Each window -> hidden [1, window, width], weighed; pooled [1, width], which no weight touches.
 
     They are read one by one: a matrix product of another batch size rounds otherwise, and a picture must not depend
     on what it was drawn beside.
     """
-    device = model.token.weight.device
-    return {window: model(torch.tensor([window], device=device)) for window in windows}
+    windows, device = list(windows), model.token.weight.device
+    states = {ids: model(torch.tensor([ids], device=device)) for ids in dict.fromkeys(one.ids for one in windows)}
+    return {one: TextStates(weigh(states[one.ids].hidden, one.weights), states[one.ids].pooled) for one in windows}
 
 
-def encode_prompts(
-    model: CLIPText, tokenizer: Tokenizer, prompts: list[str], pooled_label: bool = False
-) -> Conditioning:
-    """Prompts -> context [b, k * window, width], and label [b, width] where the UNet takes the pooled text.
+def weigh(hidden: Tensor, weights: Sequence[float]) -> Tensor:
+    """States [1, n, width] of n tokens times their weights, and all of them by one factor back to the mean they had.
 
-    k is what the longest prompt needs; shorter ones are filled up with empty windows. So what is compared or guided
-    together (a prompt and its negative) is encoded together, and what should stay apart is encoded apart. The pooled
-    state is the first window's. Gradients flow as the caller has set them.
+    This is A1111's emphasis "Original", window by window. Other programs differ, and so do their pictures: A1111's
+    "No norm" leaves the mean as it comes, ComfyUI moves each state away from the empty prompt's, compel towards what
+    is said without the words. Where all weigh 1, nothing is touched; a mean that is but rounding is left as it comes.
     """
-    if tokenizer != tokenizer_of(model.cfg):
-        raise MinisdError(
-            what="the tokenizer is not the text model's",
-            why=f"{tokenizer} but {tokenizer_of(model.cfg)}",
-            remedy="make it with minisd.text.tokenizer_of(model.cfg)",
-            code=USAGE,
-        )
-    if not prompts:
-        raise MinisdError(what="no prompts", remedy='give at least one; "" is the empty prompt', code=USAGE)
-    for note in filter(None, (border_note(tokenizer, prompt) for prompt in dict.fromkeys(prompts))):
-        log.warning(note)
-    split = [[tuple(window) for window in tokenizer.windows(prompt)] for prompt in prompts]
-    count = max(map(len, split))
-    empty = tuple(tokenizer.frame([]))
-    split = [windows + [empty] * (count - len(windows)) for windows in split]
-    states = read_windows(model, {window for windows in split for window in windows})
-    context = torch.cat([torch.cat([states[window].hidden for window in windows], dim=1) for windows in split])
-    label = torch.cat([states[windows[0]].pooled for windows in split]) if pooled_label else None
-    return Conditioning(context, label)
+    if all(weight == 1 for weight in weights):
+        return hidden
+    before = hidden.float()
+    after = before * torch.tensor(weights, device=hidden.device)[:, None]
+    means = torch.stack([before.mean(), after.mean()])
+    if (means.abs() > ROUNDING * before.abs().mean()).all():
+        after = after * (means[0] / means[1])
+    return after.to(hidden.dtype)
+
+
+# ---------------------------------------------------------------- what is read, shown
+def explain(prompt: str, tokenizers: Sequence[Tokenizer], steps: int) -> str:
+    """What is read in a prompt, as lines: in which steps, in which windows, by which tokens, of which weights.
+
+    Text encoders that read it alike are shown once.
+    """
+    readings = read(prompt).readings(steps)
+    lines = list(filter(None, [loose_note(prompt)]))
+    for reading in dict.fromkeys(readings):
+        lines += ["", spans([step for step, one in enumerate(readings, start=1) if one == reading]) + f" of {steps}"]
+        shown: dict[tuple[str, ...], list[str]] = {}
+        for number, tokenizer in enumerate(tokenizers, start=1):
+            shown.setdefault(tuple(_token_lines(tokenizer, reading)), []).append(str(number))
+        for tokens, numbers in shown.items():
+            lines += [f"text encoder {', '.join(numbers)}"] * (len(shown) > 1) + list(tokens)
+    return "\n".join(lines).strip()
+
+
+def spans(steps: Sequence[int]) -> str:
+    """Rising numbers in short: "steps 1 to 10", "steps 1, 3, 5 and 3 more"."""
+    runs = [[step for _, step in run] for _, run in groupby(enumerate(steps), lambda pair: pair[1] - pair[0])]
+    shown = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:SPANS]]
+    more = sum(map(len, runs[SPANS:]))
+    return f"step{'s' * (len(steps) > 1)} {', '.join(shown)}" + (f" and {more} more" if more else "")
+
+
+def _token_lines(tokenizer: Tokenizer, reading: Reading) -> Iterator[str]:
+    """Each window, its tokens, and their weights where they are not 1."""
+    windows = split(tokenizer, reading)
+    for number, tokens in enumerate(windows, start=1):
+        yield f"  window {number} of {len(windows)}, {len(tokens)} of {tokenizer.room} tokens"
+        for token, weight in tokens:
+            spelt = _printable(tokenizer.decode([token])) or "(start or end)"
+            yield f"  {token:7}  {spelt:16}{'' if weight == 1 else f' × {weight:.4g}'}".rstrip()

@@ -5,7 +5,7 @@ The wrappers compose inside out: `denoiser(unet, "v")`, then `conditioned(...)` 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,12 @@ class Conditioning:
         return Conditioning(torch.cat([self.context, other.context]),
                             _cat("label", self.label, other.label),
                             _cat("concat", self.concat, other.concat))
+
+    def rows(self, at: Sequence[int]) -> Conditioning:
+        """Some of the batch, in this order; a row may come again."""
+        rows = list(at)
+        return Conditioning(self.context[rows], None if self.label is None else self.label[rows],
+                            None if self.concat is None else self.concat[rows])
 
 
 def _cat(name: str, a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -97,6 +97,19 @@ def _corrected(x0: Tensor, alone: Tensor, x: Tensor, level: Level, corrections: 
     return x0
 
 
+def by_step(denoisers: Sequence[Denoiser], schedule: Sequence[Level], first: int) -> Denoiser:
+    """A denoiser for each step of a walk from `schedule[first]`, chosen by the level it is asked at.
+
+    A level belongs to the step on whose way it lies, and a border to the step that begins there: so a look ahead to
+    the next level (Heun's, say) already has the next step's, and a solver that goes its own way has what fits.
+    """
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        step = int(place(schedule, level)) - first
+        return denoisers[min(max(step, 0), len(denoisers) - 1)](x, level)
+
+    return denoise
+
+
 # ---------------------------------------------------------------- what is corrected
 def rescaled(share: float, prediction: Prediction) -> Correction:
     """The network's output gets back the deviation that it has without guidance, by a share from 0 to 1.

@@ -43,6 +43,16 @@ def test_a_perfect_answer_gives_the_picture(prediction: str, noisy: tuple[Tensor
     torch.testing.assert_close(denoise(x, LEVEL, cond(dtype=torch.float64)), picture, rtol=1e-12, atol=1e-12)
 
 
+def test_rows_of_a_condition() -> None:
+    g = torch.Generator().manual_seed(0)
+    context, label, concat = (torch.randn(3, *shape, generator=g) for shape in ((3, 5), (7,), (1, 2, 2)))
+    some = Conditioning(context, label, concat).rows([2, 0, 2, 1])
+    assert some.label is not None and some.concat is not None
+    for got, whole in ((some.context, context), (some.label, label), (some.concat, concat)):
+        assert torch.equal(got, torch.stack([whole[2], whole[0], whole[2], whole[1]]))
+    assert Conditioning(context).rows([1]).label is None and Conditioning(context).rows([1]).concat is None
+
+
 def test_what_the_network_is_given(noisy: tuple[Tensor, Tensor, Tensor]) -> None:
     x = noisy[2]
     network, label = Recorder(), torch.randn(2, 7)

@@ -1,13 +1,14 @@
 """Guidance: its scale on the way, what it mixes and skips, and what is corrected, against the papers' formulas."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from minisd.samplers.denoiser import Conditioning, denoiser, to_output, to_x0
-from minisd.samplers.guidance import guided, guided_twice, place, rescaled, scale_at, thresholded
+from minisd.samplers.guidance import by_step, guided, guided_twice, place, rescaled, scale_at, thresholded
 from minisd.samplers.schedule import Level, NoiseTable, karras, linspace
 
 TABLE = NoiseTable()
@@ -73,6 +74,17 @@ def test_the_interval_is_open_below_and_closed_above() -> None:
 
 def test_the_scale_itself_comes_out_to_the_bit() -> None:
     assert scale_at(0.1, SCHEDULE, (1, 1))(SCHEDULE[2]) == 0.1 != 1 + (0.1 - 1)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_each_step_has_its_denoiser_from_its_first_level_on(first: int) -> None:
+    schedule = karras(TABLE, 5)
+    walked = by_step([lambda x, level, n=n: x + n for n in range(5 - first)], schedule, first)
+    zero = torch.zeros(1)
+    assert [walked(zero, level).item() for level in schedule[first:]] == [*range(5 - first), 4 - first]
+    between = [Level((a.sigma + 2 * b.sigma) / 3, 0.0) for a, b in pairwise(schedule)]
+    assert [walked(zero, level).item() for level in between[first:]] == list(range(5 - first))
+    assert walked(zero, Level(100.0, 0.0)).item() == 0, "raised above the first level, as by churn"
 
 
 # ---------------------------------------------------------------- the mixture
