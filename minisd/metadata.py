@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minisd import schema
+from minisd.control import Guide
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 from minisd.samplers.recipes import sampler
@@ -39,19 +40,45 @@ def chunks(drawn: Drawn) -> dict[str, str]:
 
 
 def a1111(drawn: Drawn) -> str:
-    """The text that A1111's web UI writes, and that many tools read."""
+    """The text that A1111's web UI writes, and that many tools read; with its names where it has one."""
     what, recipe = drawn.drawing, sampler(drawn.drawing.sampler)
-    settings = {
+    settings: dict[str, str | float | None] = {
         "Steps": what.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
-        "CFG scale": what.guidance, "Seed": what.seed, "Size": f"{what.width}x{what.height}",
-        "Model hash": drawn.model_sha256[:10], "Model": _quoted(drawn.model),
-        "Version": f"minisd {drawn.version}",
+        "CFG scale": what.guidance, "Image CFG scale": what.image_guidance, "Seed": what.seed,
+        "Size": f"{what.width}x{what.height}", "Model hash": drawn.model_sha256[:10], "Model": drawn.model,
+        **_begun(what), **_guided(what.guide), "Version": f"minisd {drawn.version}",
     }
     lines = [what.prompt]
     if what.negative:
         lines.append(f"Negative prompt: {what.negative}")
-    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _begun(what: Drawing) -> dict[str, str | float | None]:
+    """What it began from, what was masked, how it was enlarged."""
+    found: dict[str, str | float | None] = {}
+    if what.start is not None:
+        found |= {"Denoising strength": what.start.strength, "Init image hash": what.start.sha256[:10]}
+    if what.mask is not None:
+        alone = what.mask.padding is not None
+        found |= {"Mask blur": what.mask.feather, "Mask hash": what.mask.sha256[:10],
+                  "Inpaint area": "Only masked" if alone else None, "Masked area padding": what.mask.padding}
+    if what.hires is not None:
+        found |= {"Denoising strength": what.hires.strength, "Hires upscale": what.hires.upscale,
+                  "Hires steps": what.hires.steps, "Hires upscaler": what.hires.upscaler.capitalize()}
+    return found
+
+
+def _guided(guide: Guide) -> dict[str, str | float | None]:
+    """How guidance was changed; the web UI knows rescaling and thresholding by its extensions, the rest not at all."""
+    return {
+        "CFG Rescale": guide.rescale or None,
+        "Dynamic thresholding enabled": None if guide.threshold is None else "True",
+        "Threshold percentile": None if guide.threshold is None else f"{100 * guide.threshold:g}",
+        "CFG ramp": " ".join(f"{share:g}" for share in guide.ramp) or None,
+        "CFG interval": None if guide.interval is None else f"{guide.interval[0]:g} {guide.interval[1]:g}",
+    }
 
 
 def _quoted(value: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from minisd import images, metadata
+from minisd.control import Guide, Hires, Mask, Start
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 
@@ -28,6 +29,43 @@ def test_the_text_that_other_tools_read() -> None:
         "Seed: 42, Size: 512x640, Model hash: 0123456789, Model: emoji, Version: minisd 0.1.0")
     plain = replace(DRAWN, drawing=replace(DRAWN.drawing, negative=""), model="a, b: c")
     assert "Negative" not in metadata.a1111(plain) and 'Model: "a, b: c", ' in metadata.a1111(plain)
+
+
+SHA, OTHER = "89abcdef01234567" * 4, "fedcba9876543210" * 4
+CONTROLLED = {                                    # what is changed, and what the text says of it
+    "img2img": ({"start": Start(SHA, 0.6)}, "Denoising strength: 0.6, Init image hash: 89abcdef01"),
+    "inpaint": ({"start": Start(SHA, 1.0), "mask": Mask(OTHER, 4)},
+                "Denoising strength: 1.0, Init image hash: 89abcdef01, Mask blur: 4, Mask hash: fedcba9876"),
+    "only masked": ({"start": Start(SHA, 1.0), "mask": Mask(OTHER, 0, 32)},
+                    "Denoising strength: 1.0, Init image hash: 89abcdef01, Mask blur: 0, Mask hash: fedcba9876, "
+                    "Inpaint area: Only masked, Masked area padding: 32"),
+    "edit": ({"start": Start(SHA, 1.0), "image_guidance": 1.5},
+             "Denoising strength: 1.0, Init image hash: 89abcdef01"),
+    "hires": ({"hires": Hires(2.0, 0.55, 12)},
+              "Denoising strength: 0.55, Hires upscale: 2.0, Hires steps: 12, Hires upscaler: Latent"),
+    "hires in pixels": ({"hires": Hires(1.5, 0.5, None, "lanczos")},
+                        "Denoising strength: 0.5, Hires upscale: 1.5, Hires upscaler: Lanczos"),
+    "guide": ({"guide": Guide((0, 1, 0.5), (0.3, 5.0), 0.7, 0.995)},
+              "CFG Rescale: 0.7, Dynamic thresholding enabled: True, Threshold percentile: 99.5, CFG ramp: 0 1 0.5, "
+              "CFG interval: 0.3 5"),
+}
+
+
+@pytest.mark.parametrize("what", CONTROLLED)
+def test_control_is_told_in_a1111s_words_and_read_back(what: str, tmp_path: Path) -> None:
+    change, told = CONTROLLED[what]
+    drawn = replace(DRAWN, drawing=replace(DRAWN.drawing, **change))
+    plain, _, version = metadata.a1111(DRAWN).rpartition(", Version")
+    if what == "edit":
+        plain = plain.replace("CFG scale: 7.5, ", "CFG scale: 7.5, Image CFG scale: 1.5, ")
+    assert metadata.a1111(drawn) == f"{plain}, {told}, Version{version}"
+    assert metadata.read_drawn(written(tmp_path, metadata.chunks(drawn))) == drawn
+
+
+def test_a_record_of_before_there_was_control_is_read(tmp_path: Path) -> None:
+    older = {key: RECORD["drawing"][key] for key in
+             ("prompt", "negative", "steps", "guidance", "sampler", "seed", "width", "height")}
+    assert metadata.read_drawn(written(tmp_path, record(drawing=older))) == DRAWN
 
 
 @pytest.mark.parametrize("prompt", ["a red apple", "猫 🍎 café", "", "two\nlines", "nul \0 \udc80 \\", "x" * 10_000])
@@ -61,6 +99,10 @@ REFUSED = {
     "a wrong truth": (drawing(steps=True), "steps"), "too many steps": (drawing(steps=10**9), "1 to 1000"),
     "a huge picture": (drawing(width=10**6), "64 to 2048"), "a strange sampler": (drawing(sampler="x"), "no sampler"),
     "no number": (drawing(guidance=float("nan")), "cfg nan"),
+    "a path for a hash": (drawing(start={"sha256": "../../etc/passwd", "strength": 0.5}), "not a sha256"),
+    "a huge feather": (drawing(start=asdict(Start(SHA)), mask={"sha256": SHA, "feather": 10**9}), "--feather"),
+    "a strange upscaler": (drawing(hires={"upscaler": "x"}), "hires"),
+    "a mask without a picture": (drawing(mask=asdict(Mask(SHA))), "no picture"),
     "a missing entry": ({"minisd": json.dumps({"model": "emoji"})}, "drawing"),
 }
 
