@@ -15,7 +15,7 @@ anything else, and AND (composable diffusion is not done).
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -114,18 +114,14 @@ def partners(signs: Sequence[str]) -> dict[int, int]:
     Those opened in between have no partner, so that brackets never cross.
     """
     found: dict[int, int] = {}
-    waiting: list[int] = []
-    count = {"(": 0, "[": 0}
+    waiting: dict[str, list[int]] = {"(": [], "[": []}
     for number, sign in enumerate(signs):
-        if sign in count:
-            waiting.append(number)
-            count[sign] += 1
-        elif sign in OPENED_BY and count[OPENED_BY[sign]]:
-            while number not in found:
-                opener = waiting.pop()
-                count[signs[opener]] -= 1
-                if signs[opener] == OPENED_BY[sign]:
-                    found[number] = opener
+        if sign in waiting:
+            waiting[sign].append(number)
+        elif sign in OPENED_BY and waiting[OPENED_BY[sign]]:
+            found[number] = waiting[OPENED_BY[sign]].pop()
+            for places in waiting.values():
+                del places[bisect_left(places, found[number]):]
     return found
 
 
