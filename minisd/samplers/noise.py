@@ -48,7 +48,7 @@ class BrownianNoise(ImageNoise):
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], *,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         super().__init__(seeds, shape, device=device, dtype=dtype)
-        self._paths = [Path(seed % 2 ** 64, self.shape) for seed in seeds]
+        self._paths = [BrownianPath(seed % 2 ** 64, self.shape) for seed in seeds]
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         start, end = place(now.sigma), place(next.sigma)
@@ -76,7 +76,7 @@ def place(sigma: float) -> int:
     return min(max(round(share * END), 0), END)
 
 
-class Path:
+class BrownianPath:
     """One image's Brownian path W, a tree that is never built: only the way down to the last place is kept.
 
     The value in the middle of two places is the mean of those at both, and half the root of their distance times one

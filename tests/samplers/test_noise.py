@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minisd.samplers.loop import sample
 from minisd.samplers.multistep import DPMMultistep
-from minisd.samplers.noise import END, NOISES, BrownianNoise, ImageNoise, Path, place
+from minisd.samplers.noise import END, NOISES, BrownianNoise, ImageNoise, BrownianPath, place
 from minisd.samplers.onestep import Euler
 from minisd.samplers.schedule import CLEAN, Level, NoiseTable, beta, karras
 
@@ -129,9 +129,9 @@ def test_the_path_has_no_memory() -> None:
     """Asked before for whatever else, in whatever order, it says the same to the bit."""
     g = torch.Generator().manual_seed(1)
     places = [*torch.randint(0, END, (40,), generator=g).tolist(), 0, END, END // 2, 1, END - 1]
-    walked = Path(9, (3,))
+    walked = BrownianPath(9, (3,))
     first = [walked.at(place) for place in places]
-    assert all((Path(9, (3,)).at(place) == w).all() for place, w in zip(places, first, strict=True))
+    assert all((BrownianPath(9, (3,)).at(place) == w).all() for place, w in zip(places, first, strict=True))
     assert all((walked.at(place) == w).all() for place, w in zip(places[::-1], first[::-1], strict=True))
 
 
