@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minisd.samplers.loop import sample
 from minisd.samplers.multistep import DPMMultistep
-from minisd.samplers.noise import END, NOISES, BrownianNoise, ImageNoise, BrownianPath, place
+from minisd.samplers.noise import END, NOISES, BrownianNoise, BrownianPath, ImageNoise, place
 from minisd.samplers.onestep import Euler
 from minisd.samplers.schedule import CLEAN, Level, NoiseTable, beta, karras
 
