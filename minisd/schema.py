@@ -83,13 +83,17 @@ def explain(fault: BaseException, _: type | None) -> str:
 
 def read_file(cls: type[T], path: Path) -> T:
     """A dataclass from a .toml or .json file."""
+    return read(cls, parsed(path), str(path))
+
+
+def parsed(path: Path) -> Any:
+    """What a .toml or .json file holds."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as fault:
         raise MinisdError(f"cannot read {path.name}", str(path), fault.strerror or str(fault),
                           "check the path") from fault
     except ValueError as fault:  # TOMLDecodeError and JSONDecodeError, both with line and column
         raise MinisdError(f"{path.name} is not valid {path.suffix[1:].upper()}", str(path), str(fault),
                           "correct the file", USAGE) from fault
-    return read(cls, data, str(path))

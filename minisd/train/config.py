@@ -40,12 +40,14 @@ class TrainConfig:
     preview_every: int = 500                      # 0 = at the end only
     log_every: int = 20
     keep: int = 2                                 # verified checkpoints kept
-    max_bad_steps: int = 10                       # non-finite steps in a row before giving up
+    max_bad_steps: int = 10                       # steps in a row that are skipped before giving up
+    spike: float = 0.0                            # a gradient so many times its usual norm is skipped; 0 = none is
+    shares_every: int = 0                         # each term's share in the gradient is logged; 0 = never
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "log_every", "keep", "max_bad_steps"):
             within(name, getattr(self, name), 1)
-        for name in ("warmup", "preview_every", "lr", "weight_decay"):
+        for name in ("warmup", "preview_every", "lr", "weight_decay", "spike", "shares_every"):
             within(name, getattr(self, name), 0)
         within("clip", self.clip, 1e-6)
         for name, value in (("ema", self.ema), ("beta 1", self.betas[0]), ("beta 2", self.betas[1])):
@@ -60,6 +62,7 @@ class DataConfig:
     core_only: bool = False
     size: int = 128                               # pixels a side
     crop: int = 0                                 # train on random crops of this size; 0 = the whole picture
+    flip: bool = False                            # every second time, mirrored
     plain_captions: float = 0.5                   # probability of a picture's first caption; the others share the rest
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@ Sample n of a run is row `order(n)` of its epoch's permutation, whoever asks and
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,14 +72,16 @@ class Pictures:
 
     def batch(self, numbers: list[int]) -> Batch:
         """The samples of these numbers."""
-        samples = [self.sample(n, self.picture) for n in numbers]
+        samples = [self.sample(n, self.decode) for n in numbers]
         pixels = torch.stack([self.crop(one.value, one.draws) for one in samples]).float() / 127.5 - 1
         return Batch([one.row for one in samples], [one.caption for one in samples], pixels)
 
-    def sample(self, n: int, read: Callable[[Row], Tensor]) -> Sample:
-        """Sample n, its picture read in whatever form; a function of n and the files, not of what came before."""
+    def sample(self, n: int, read: Callable[[Row, bool], Tensor]) -> Sample:
+        """Sample n, its picture read in whatever form, mirrored or not; a function of n and the files, not of what
+        came before."""
         draws = stream(self.seed, n, Purpose.DATA)
-        row, value = self.first_whole(self.order(n), read)
+        mirrored = self.cfg.flip and draws.random() < 0.5
+        row, value = self.first_whole(self.order(n), partial(read, mirrored=mirrored))
         return Sample(row, value, self.caption(row, draws), draws)
 
     def first_whole(self, index: int, read: Callable[[Row], Tensor]) -> tuple[Row, Tensor]:
@@ -95,6 +97,10 @@ class Pictures:
                 log.warning("%s: %s; another picture takes its place (%d broken so far)",
                             row.path, fault.why, len(self.broken))
         raise MinisdError("every picture is broken", str(self.folder), "none could be opened", "check the folder")
+
+    def decode(self, row: Row, mirrored: bool) -> Tensor:
+        """A picture as `opened`, or its mirror image."""
+        return self.picture(row).flip(2) if mirrored else self.picture(row)
 
     def picture(self, row: Row) -> Tensor:
         """A picture as `opened`, kept in memory while there is room."""
@@ -122,6 +128,12 @@ class Pictures:
         if len(row.captions) == 1 or draws.random() < self.cfg.plain_captions:
             return row.captions[0]
         return row.captions[1 + int(draws.integers(len(row.captions) - 1))]
+
+
+def unseen(folder: Path, cfg: DataConfig, seed: int) -> Pictures:
+    """The pictures that are measured: held-out ones where there are any, whole and with their plain captions."""
+    plain = replace(cfg, crop=0, flip=False, plain_captions=1.0)
+    return Pictures(folder, plain, seed, "holdout" if read_rows(folder, plain, "holdout") else "train")
 
 
 @lru_cache(maxsize=4)

@@ -13,6 +13,27 @@ from minisd.train.rows import Row
 from minisd.vae import VAE, Posterior
 
 
+class Words:
+    """States of captions, each read once and alone."""
+
+    def __init__(self, text: CLIPText, folder: Path):
+        self.text = text
+        self.cache = Cache(folder / "text", maker_of(text, text.cfg))
+
+    def __call__(self, caption: str) -> TextStates:
+        """hidden [window, width], pooled [width]."""
+        found = self.cache.recall(caption, lambda: self.read(caption))
+        return TextStates(found["hidden"], found["pooled"])
+
+    @torch.no_grad()
+    def read(self, caption: str) -> Tensors:
+        ids = tokenizer_of(self.text.cfg).encode(caption, truncate=True)
+        device = self.text.token.weight.device
+        with torch.autocast(device.type, enabled=False):
+            states = self.text(torch.tensor([ids], device=device))
+        return {"hidden": states.hidden[0].cpu(), "pooled": states.pooled[0].cpu()}
+
+
 class Encoded:
     """Wraps Pictures: the same samples with posteriors in place of pixels, and text states where `text` is given.
 
@@ -22,7 +43,8 @@ class Encoded:
     def __init__(self, pictures: Pictures, vae: VAE, text: CLIPText | None, folder: Path):
         self.pictures, self.vae, self.text = pictures, vae, text
         self.latents = Cache(folder / "latents", maker_of(vae.encoder, vae.cfg))
-        self.texts = Cache(folder / "text", maker_of(text, text.cfg) if text is not None else "none")
+        self.words = Words(text, folder) if text is not None else None
+        self.captions = [row.captions[0] for row in pictures.rows]
 
     def batch(self, numbers: list[int]) -> Batch:
         """The samples of these numbers."""
@@ -30,31 +52,19 @@ class Encoded:
         captions = [one.caption for one in samples]
         mean, logvar = torch.stack([one.value for one in samples]).chunk(2, dim=1)
         batch = Batch([one.row for one in samples], captions, latents=Posterior(mean, logvar))
-        if self.text is not None:
+        if self.words is not None:
             states = [self.words(caption) for caption in captions]
             batch.states = TextStates(torch.stack([s.hidden for s in states]), torch.stack([s.pooled for s in states]))
         return batch
 
-    def moments(self, row: Row) -> Tensor:
-        """Mean and log variance of a picture's latents: [2c, h, w]."""
-        content = f"{row.digest} size {self.pictures.cfg.size}"
-        return self.latents.recall(content, lambda: self.encode(row))["moments"]
-
-    def words(self, caption: str) -> TextStates:
-        """States of a caption: hidden [window, width], pooled [width]."""
-        found = self.texts.recall(caption, lambda: self.read(caption))
-        return TextStates(found["hidden"], found["pooled"])
+    def moments(self, row: Row, mirrored: bool) -> Tensor:
+        """Mean and log variance of the latents of a picture, or of its mirror image: [2c, h, w]."""
+        content = f"{row.digest} size {self.pictures.cfg.size}{' mirrored' if mirrored else ''}"
+        return self.latents.recall(content, lambda: self.encode(row, mirrored))["moments"]
 
     @torch.no_grad()
-    def encode(self, row: Row) -> Tensors:
-        pixels = self.pictures.opened(row)[None].float() / 127.5 - 1
-        with torch.autocast("cpu", enabled=False):
-            return {"moments": torch.cat(self.vae.encode(pixels), dim=1)[0]}
-
-    @torch.no_grad()
-    def read(self, caption: str) -> Tensors:
-        assert self.text is not None
-        ids = tokenizer_of(self.text.cfg).encode(caption, truncate=True)
-        with torch.autocast("cpu", enabled=False):
-            states = self.text(torch.tensor([ids]))
-        return {"hidden": states.hidden[0], "pooled": states.pooled[0]}
+    def encode(self, row: Row, mirrored: bool = False) -> Tensors:
+        opened, weights = self.pictures.opened(row), self.vae.encoder.conv_in.weight
+        pixels = (opened.flip(2) if mirrored else opened)[None].to(weights.device).float() / 127.5 - 1
+        with torch.autocast(weights.device.type, enabled=False):
+            return {"moments": torch.cat(self.vae.encode(pixels), dim=1)[0].cpu()}

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.train import optim, state
+from minisd.train import gradients, optim, state
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
 from minisd.train.draws import Draws
 from minisd.train.interrupts import interrupts
+from minisd.train.ranks import ALONE, Ranks
+from minisd.train.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,24 @@ class Run:
     seed: int
     state: state.State
     settings: Mapping[str, Any] = field(default_factory=dict)  # all that a run resumed from its checkpoints must share
-    bad_steps: int = 0                            # non-finite ones in a row
+    ranks: Ranks = ALONE                          # the processes that share each step's passes
+    bad_steps: int = 0                            # skipped ones in a row
+    usual: float = 0.0                            # norm of the gradient, lately
     unlogged: dict[str, list[float]] = field(default_factory=dict)  # terms of the steps since the last row
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint records beside the state."""
-        return {"seed": self.seed, "settings": self.settings, "bad_steps": self.bad_steps, "unlogged": self.unlogged}
+        return {"seed": self.seed, "settings": self.settings, "bad_steps": self.bad_steps, "usual": self.usual,
+                "unlogged": self.unlogged}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.state.params.values())).device
+
+    @property
+    def passes(self) -> int:
+        """Passes of a step, over all ranks."""
+        return self.cfg.accumulate * self.ranks.count
 
 
 def fit(run: Run) -> None:
@@ -74,9 +88,10 @@ def fit(run: Run) -> None:
         while run.state.step < cfg.steps:
             update(run, ahead)
             progress.update()
-            stop = interrupted.is_set()           # asked once: a signal from here on belongs to the next step
-            report(run, progress, preview=not stop)
-            if due(run, cfg.save_every) or stop:
+            stop = run.ranks.any(interrupted.is_set())  # asked once: a signal from here on belongs to the next step
+            if run.ranks.first:
+                report(run, progress, preview=not stop)
+            if run.ranks.first and (due(run, cfg.save_every) or stop):
                 state.commit(run.folder, run.state, cfg.keep, run.note())
             if stop:
                 raise MinisdError("interrupted", str(run.folder), f"a signal came; step {run.state.step} is saved",
@@ -89,8 +104,8 @@ def fit(run: Run) -> None:
 def reading_thread() -> ThreadPoolExecutor:
     """One thread that reads ahead, computing on as many threads as this one from its first operation on.
 
-    By itself a new thread has OpenMP's own number until some operation of PyTorch's sets it right: what is encoded first
-    would be rounded otherwise than what comes later, and a resumed run begins with another picture.
+    By itself a new thread has OpenMP's own number until some operation of PyTorch's sets it right: what is encoded
+    first would be rounded otherwise than what comes later, and a resumed run begins with another picture.
     """
     return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
 
@@ -106,49 +121,64 @@ def prefetched(run: Run, reader: ThreadPoolExecutor) -> Iterator[tuple[Batch, Dr
 
     def read(number: int) -> tuple[Batch, Draws]:
         numbers = list(range(number * cfg.batch, (number + 1) * cfg.batch))
-        return run.batches(numbers), Draws(run.seed, numbers)
+        return run.batches(numbers), Draws(run.seed, numbers, run.device)
 
-    number = run.state.step * cfg.accumulate
+    number = run.state.step * run.passes + run.ranks.rank
     pending = reader.submit(read, number)
     while True:
-        number += 1
+        number += run.ranks.count
         ready, pending = pending, reader.submit(read, number)
         yield ready.result()
 
 
 def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
-    """One optimiser update; a non-finite one is skipped and counted, and its weights are never kept."""
+    """One optimiser update; one that is not finite, or a spike, is skipped and counted, and its weights never kept."""
     cfg, current = run.cfg, run.state
     terms: dict[str, float] = {}
-    for _ in range(cfg.accumulate):
+    for number in range(cfg.accumulate):
         batch, draws = next(ahead)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.dtype == "bf16"):
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=cfg.dtype == "bf16"):
             losses = run.task.loss(batch, draws, current.step)
-        (torch.stack(list(losses.values())).sum() / cfg.accumulate).backward()
+        if number == cfg.accumulate - 1 and cfg.shares_every and (current.step + 1) % cfg.shares_every == 0:
+            shares = gradients.shares(losses, current.params.values())
+            terms |= {name: share / run.ranks.count for name, share in shares.items()}
+        (torch.stack(list(losses.values())).sum() / run.passes).backward()
         for name, loss in losses.items():
-            terms[name] = terms.get(name, 0.0) + loss.item() / cfg.accumulate
+            terms[name] = terms.get(name, 0.0) + loss.item() / run.passes
+    run.ranks.add(p.grad for p in current.params.values() if p.grad is not None)
+    terms = run.ranks.total(terms)
     terms["gradient"] = torch.nn.utils.clip_grad_norm_(current.params.values(), cfg.clip).item()
-    if all(map(math.isfinite, terms.values())):
-        for group in current.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(current.step, cfg)
-        current.optimizer.step()
-        optim.average(current.ema, current.params, optim.ema_decay(current.step, cfg))
-        run.bad_steps = 0
-        for name, value in terms.items():
-            run.unlogged.setdefault(name, []).append(value)
+    if not all(map(math.isfinite, terms.values())):
+        skip(run, terms, "it is not finite")
+    elif gradients.is_spike(terms["gradient"], run.usual, current.step, cfg.spike):
+        skip(run, terms, f"the gradient is usually {run.usual:.3g}")
     else:
-        skip(run, terms)
+        keep(run, terms)
     current.optimizer.zero_grad()
     current.step += 1
 
 
-def skip(run: Run, terms: Mapping[str, float]) -> None:
-    """Count a step that was not finite, and give up after too many in a row."""
+def keep(run: Run, terms: Mapping[str, float]) -> None:
+    """Step the optimiser and the average, and note the terms."""
+    cfg, current = run.cfg, run.state
+    for group in current.optimizer.param_groups:
+        group["lr"] = optim.learning_rate(current.step, cfg)
+    current.optimizer.step()
+    optim.average(current.ema, current.params, optim.ema_decay(current.step, cfg))
+    run.bad_steps = 0
+    run.usual = gradients.usual_norm(terms["gradient"], run.usual, current.step)
+    for name, value in terms.items():
+        run.unlogged.setdefault(name, []).append(value)
+
+
+def skip(run: Run, terms: Mapping[str, float], why: str) -> None:
+    """Count a step that is not made, and give up after too many in a row."""
     run.bad_steps += 1
     run.unlogged.setdefault("skipped", []).append(1.0)
-    log.warning("step %d is skipped, it is not finite: %s", run.state.step + 1, terms)
+    log.warning("step %d is skipped, %s: %s", run.state.step + 1, why, terms)
     if run.bad_steps >= run.cfg.max_bad_steps:
-        raise MinisdError(f"{run.bad_steps} non-finite steps in a row", f"step {run.state.step + 1}", f"{dict(terms)}",
+        raise MinisdError(f"{run.bad_steps} skipped steps in a row", f"step {run.state.step + 1}",
+                          f"{why}: {dict(terms)}",
                           "lower the learning rate or use fp32; the last checkpoint is finite", NUMERICAL)
 
 
@@ -160,32 +190,39 @@ def report(run: Run, progress: tqdm, preview: bool) -> None:
         record(run, means | {name: n for name, n in counted.items() if n}, progress)
         run.unlogged.clear()
     if preview and due(run, run.cfg.preview_every):
-        try:
-            with averaged(run.state):
-                record(run, run.task.preview(run.folder / SAMPLES, run.state.step), progress)
-        except Exception as fault:                # pictures to look at must not end a run of hours
-            log.warning("no preview at step %d: %s", run.state.step, fault, exc_info=log.isEnabledFor(logging.DEBUG))
+        show(run, progress)
 
 
-def record(run: Run, values: Mapping[str, float], progress: tqdm) -> None:
+def show(run: Run, progress: tqdm | None = None) -> None:
+    """Sample pictures and measures of the averaged weights, and the report that shows them."""
+    try:
+        with averaged(run.state):
+            record(run, run.task.preview(run.folder / SAMPLES, run.state.step), progress)
+        write_report(run.folder)
+    except Exception as fault:                    # pictures to look at must not end a run of hours
+        log.warning("no preview at step %d: %s", run.state.step, fault, exc_info=log.isEnabledFor(logging.DEBUG))
+
+
+def record(run: Run, values: Mapping[str, float], progress: tqdm | None = None) -> None:
     """One row of metrics.jsonl: step, samples seen, learning rate, and the values, to six digits."""
     cfg, step = run.cfg, run.state.step
     rates = {"lr": optim.learning_rate(step - 1, cfg)}
     rounded = {name: float(f"{value:.6g}") for name, value in (rates | dict(values)).items()}
-    row = json.dumps({"step": step, "samples": step * cfg.batch * cfg.accumulate, **rounded})
+    row = json.dumps({"step": step, "samples": step * cfg.batch * run.passes, **rounded})
     try:
         with (run.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(row + "\n")
     except OSError as fault:
         raise MinisdError("cannot write the metrics", str(run.folder / METRICS), fault.strerror or str(fault),
                           "free space and resume", RESOURCE) from fault
-    progress.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=sys.stderr.isatty())
+    if progress is not None:
+        progress.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=sys.stderr.isatty())
 
 
 def bar(run: Run) -> tqdm:
     """A progress bar; in a log file it moves twice a minute."""
     return tqdm(total=run.cfg.steps, initial=run.state.step, desc=run.folder.name, unit="step",
-                mininterval=0.5 if sys.stderr.isatty() else 30.0)
+                mininterval=0.5 if sys.stderr.isatty() else 30.0, disable=not run.ranks.first)
 
 
 @contextmanager

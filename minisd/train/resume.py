@@ -17,20 +17,30 @@ def resume(run: Run, how: str) -> list[str]:
     """Bring a run to where its folder stands, and say in a few notes what was found.
 
     `auto` and `latest` take the newest checkpoint that verifies, `never` refuses where there is one; else `how` is a
-    checkpoint's folder, which is taken even if the settings have changed.
+    checkpoint's folder, which is taken even if the settings have changed. Of several ranks the first decides.
     """
+    if not run.ranks.first:
+        go_on(run, run.ranks.from_first(""))
+        return []
     run.folder.mkdir(parents=True, exist_ok=True)
     state.sweep(run.folder)
     path, notes = find(run.folder, how)
     if path is not None:
-        manifest = state.read_manifest(path)
-        notes += compare(manifest.get("settings", {}), run.settings, path, how)
-        run.state.restore(path)
-        run.bad_steps, run.unlogged = manifest.get("bad_steps", 0), manifest.get("unlogged", {})
+        notes += compare(state.read_manifest(path).get("settings", {}), run.settings, path, how)
+    go_on(run, run.ranks.from_first(str(path or "")))
     notes.append(f"goes on from {path.name}" if path else "starts")
     trim(run.folder / METRICS, run.state.step)
     state.check_space(run.folder, run.state, run.cfg.keep)
     return notes
+
+
+def go_on(run: Run, path: str) -> None:
+    """Take over a checkpoint that was found fit, if there is one."""
+    if path:
+        manifest = state.read_manifest(Path(path))
+        run.state.restore(Path(path))
+        run.bad_steps, run.unlogged = manifest.get("bad_steps", 0), manifest.get("unlogged", {})
+        run.usual = manifest.get("usual", 0.0)
 
 
 def find(folder: Path, how: str) -> tuple[Path | None, list[str]]:

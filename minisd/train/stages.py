@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -19,10 +19,11 @@ from minisd.errors import RESOURCE, MinisdError
 from minisd.text import tokenizer_of
 from minisd.train import loop, state
 from minisd.train.config import Recipe, Stage
-from minisd.train.data import Batch, Pictures
+from minisd.train.data import Batch, Pictures, unseen
 from minisd.train.encoded import Encoded
+from minisd.train.ranks import ALONE, Ranks
 from minisd.train.resume import resume
-from minisd.train.rows import Row, read_rows
+from minisd.train.rows import Row
 from minisd.train.tasks import model
 from minisd.train.tasks.clip import TrainCLIP
 from minisd.train.tasks.finetune import Finetune
@@ -85,9 +86,7 @@ def with_scale(cfg: ModelConfig, folder: Path) -> ModelConfig:
 
 def sources(recipe: Recipe, stage: Stage, data: Path) -> tuple[Pictures, Pictures]:
     """The pictures to train on, and those that are measured: held-out ones where there are any, whole and plain."""
-    plain = replace(stage.data, crop=0, plain_captions=1.0)
-    split = "holdout" if read_rows(data, plain, "holdout") else "train"
-    return Pictures(data, stage.data, recipe.seed), Pictures(data, plain, recipe.seed, split)
+    return Pictures(data, stage.data, recipe.seed), unseen(data, stage.data, recipe.seed)
 
 
 def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, Pictures],
@@ -101,19 +100,23 @@ def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, 
     assert stage.finetune is not None
     vae, text = model.take_vae(folder), model.take_text(folder)
     frozen = None if stage.finetune.train_text else text
-    encoded, unseen = (Encoded(source, vae, frozen, out / CACHE) for source in data)
-    return Finetune(cfg, stage.finetune, folder, encoded, unseen, recipe.preview, recipe.seed), encoded.batch
+    encoded, measured = (Encoded(source, vae, frozen, out / CACHE) for source in data)
+    return Finetune(cfg, stage.finetune, folder, encoded, measured, recipe.preview, recipe.seed), encoded.batch
 
 
 def settings(recipe: Recipe, stage: Stage, cfg: ModelConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """All that decides how a stage is trained, by dotted names: what a checkpoint is compared with."""
     cfg = recipe.model if stage.finetune is None else cfg  # the scale of the latents matters to the denoiser alone
-    listed = hashlib.sha256()
-    for row in rows:
-        listed.update(f"{row.path.name} {row.captions}\n".encode("utf-8", "surrogatepass"))
-    data = {"rows": f"{len(rows)} ({listed.hexdigest()[:8]})"}
+    data = {"rows": listing(f"{row.path.name} {row.captions}" for row in rows)}
     tree = {**asdict(stage), "model": asdict(cfg), "data": {**asdict(stage.data), **data}}
     return {"seed": recipe.seed, "samples_per_step": stage.train.batch * stage.train.accumulate, **flat(tree)}
+
+
+def listing(lines: Iterable[str]) -> str:
+    """How many lines, and eight digits that tell them from others."""
+    every = [f"{line}\n" for line in lines]
+    listed = hashlib.sha256("".join(every).encode("utf-8", "surrogatepass"))
+    return f"{len(every)} ({listed.hexdigest()[:8]})"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,8 +141,14 @@ def remarks(cfg: ModelConfig, pictures: Pictures, held_out: Pictures) -> Iterato
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the lock goes with the process, so a killed run never leaves a stale one."""
+def locked(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Hold a run folder; the lock goes with the process, so a killed run never leaves a stale one.
+
+    Of several ranks the first holds it for all.
+    """
+    if not ranks.first:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:

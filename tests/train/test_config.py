@@ -70,6 +70,5 @@ def test_a_resolved_recipe_reads_as_the_same(recipe, tmp_path):
     assert read_file(Recipe, path) == recipe
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_published_recipes_are_valid(path):
-    read_file(Recipe, path)
+def test_the_embedded_models_recipe_is_valid():
+    assert read_file(Recipe, RECIPES / "emoji.toml").name == "emoji"

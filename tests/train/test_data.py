@@ -121,7 +121,7 @@ def test_crops_are_parts_of_the_picture_at_many_places(pictures):
     data = Pictures(pictures, DataConfig(size=32, crop=24), 0)
     row = data.rows[0]
     picture = data.picture(row)
-    parts = [data.crop(picture, data.sample(n, data.picture).draws) for n in range(40)]
+    parts = [data.crop(picture, data.sample(n, data.decode).draws) for n in range(40)]
     windows = picture.unfold(1, 24, 1).unfold(2, 24, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)   # [81, 3, 24, 24]
     found = {int((windows == part).all(dim=(1, 2, 3)).nonzero()[0]) for part in parts
              if (windows == part).all(dim=(1, 2, 3)).any()}

@@ -49,7 +49,7 @@ class Finetune:
         text = model.take_text(self.model).requires_grad_(self.options.train_text)
         self.modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})  # type: ignore[call-overload]
         self.objective = Objective(self.cfg.noise, self.cfg.prediction, self.options.min_snr, self.options.shift)
-        self.empty = None if self.options.train_text else self.data.words("")
+        self.empty = None if self.data.words is None else self.data.words("")
 
     @property
     def unet(self) -> UNet:

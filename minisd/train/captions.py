@@ -1,0 +1,30 @@
+"""Captions without pictures: those of a picture-caption folder, or the lines of a text file."""
+
+from pathlib import Path
+
+from minisd.errors import MinisdError
+from minisd.train.config import DataConfig
+from minisd.train.rows import read_rows
+
+
+def captions_of(path: Path, cfg: DataConfig) -> tuple[list[str], list[str]]:
+    """The captions to train on and those to measure by, each once: a folder's plain ones of its two splits, else every
+    line of a text file for both."""
+    if path.is_dir():
+        splits = [list(dict.fromkeys(row.captions[0] for row in read_rows(path, cfg, split)))
+                  for split in ("train", "holdout")]
+        found, held_out = splits[0], splits[1] or splits[0]
+    else:
+        found = held_out = lines(path)
+    if not found:
+        raise MinisdError("no captions", str(path), "none is there, or none fits the recipe's data table",
+                          "give a text file with a caption on each line, or a folder of pictures with captions")
+    return found, held_out
+
+
+def lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise MinisdError("the captions cannot be read", str(path), str(fault), "give UTF-8 text") from fault
+    return list(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))

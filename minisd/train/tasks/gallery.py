@@ -1,0 +1,47 @@
+"""What a distilled model is shown and taken home as: sheets beside its teacher, and a whole model folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from PIL import Image
+
+from minisd import store
+from minisd.drawing import STANDARD
+from minisd.evaluate.sheet import sheet
+from minisd.images import GAP, grid
+from minisd.pipeline import StableDiffusion
+
+
+def side_by_side(prompts: Sequence[str], teacher: Sequence[Image.Image], untrained: Sequence[Image.Image],
+                 student: Sequence[Image.Image], step: int) -> Image.Image:
+    """Two prompts to a row: what the three draw from the same noise."""
+    pictures, labels = [], []
+    for prompt, *three in zip(prompts, teacher, untrained, student, strict=True):
+        pictures += three
+        labels += [f"teacher: {prompt}", "untrained", f"student (averaged), step {step}"]
+    return sheet(pictures, labels, columns=6)
+
+
+def drawn_once(path: Path, draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:
+    """Square pictures that are drawn when first asked for, and kept as one column."""
+    if not path.is_file():
+        pictures = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = path.with_name(f".tmp-{path.name}")
+        grid(pictures, columns=1).save(hidden, "PNG")
+        hidden.replace(path)
+    with Image.open(path) as column:
+        side = column.width
+        return [column.crop((0, top, side, top + side)) for top in range(0, column.height, side + GAP)]
+
+
+def save_whole(folder: Path, sd: StableDiffusion) -> None:
+    """A native model folder of all that draws, with what it likes best."""
+    text = {"text" if n == 1 else f"text_{n}": part for n, part in enumerate(sd.text, start=1)}
+    store.save(folder, replace(sd.cfg, vision=None), {"unet": sd.unet, "vae": sd.vae, **text})
+    if sd.defaults != STANDARD:
+        config = folder / store.CONFIG
+        told = json.loads(config.read_text(encoding="utf-8")) | {"defaults": asdict(sd.defaults)}
+        config.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
