@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from weights_convert.archive import Item, read_archive
+from weights_convert.limits import named
 from weights_convert.mapped import CHUNK, Mapped, Span, shown
 from weights_convert.pickled import Machine, Malformed
 from weights_convert.pieces import CALLS, Piece, storage
 
-LONGEST_PICKLE, LONGEST_NAME = 2 ** 24, 500
+LONGEST_PICKLE = 2 ** 24
 THREADS = 4
 MOST_OPCODES = 600_000                              # some 35 for a tensor
 
@@ -104,7 +105,7 @@ def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:
         raise Malformed(f"no tensors in it, only {', '.join(other[:10]) or 'nothing'}")
     if other:
         notes.append(f"ignored, as they are no tensors: {', '.join(other[:20])}")
-    if odd := next((key for key in pieces if not key.isprintable() or len(key) > LONGEST_NAME), None):
+    if odd := next((key for key in pieces if not named(key)), None):
         raise Malformed(f"the name {shown(odd)!r} is too long or not printable")
     return pieces, notes
 

@@ -12,7 +12,7 @@ from minisd.config import ModelConfig
 from minisd.errors import MinisdError
 from weights_convert import configs, vocabulary
 from weights_convert.mapped import Seen
-from weights_convert.model import Model, Part, ambiguous, own_configs, recognised, restored, structured, with_parts
+from weights_convert.model import HF_TEXT, Model, Part, own_configs, recognised, restored, structured, with_parts
 from weights_convert.read import read_file
 
 CONFIG, DEFAULTS, INDEX, LEFT_OUT = "config.json", "defaults", "model_index.json", "left_out.safetensors"
@@ -45,8 +45,8 @@ def from_native(folder: Path) -> Model:
              for name, file in files.items()}
     if not parts:
         raise MinisdError("a native folder without weights", str(folder), remedy="copy the whole folder")
-    return Model(str(folder), "native", parts, cfg, tuple(file.seen for file in files.values()), aside(folder),
-                 defaults=defaults)
+    seen = tuple(file.seen for file in files.values())
+    return Model(str(folder), "native", parts, cfg, seen, left_out(folder), defaults=defaults)
 
 
 def native_config(folder: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
@@ -64,51 +64,47 @@ def native_json(cfg: ModelConfig, defaults: Mapping[str, Any]) -> str:
 def from_pipeline(folder: Path) -> Model:
     """A diffusers pipeline: every part that its index names must be there."""
     index = read_json(folder / INDEX)
-    if index.get("_class_name") not in configs.PIPELINES.values() and not str(index.get("_class_name")).startswith(
-            "StableDiffusion"):
-        raise MinisdError(f"not a Stable Diffusion pipeline but {str(index.get('_class_name'))[:80]!r}", str(folder))
-    notes = [f"{name} is left behind" for name in configs.ABSENT if (folder / name).is_dir()]
-    files: list[Seen] = []
-    parts: dict[str, Part] = {}
-    cfg = ModelConfig()
-    for part, name in configs.FOLDERS.items():
-        if name in index and index[name] != [None, None]:
-            parts[part] = component(folder / name, part, read_json(folder / name / CONFIG), files)
-    left_out = aside(folder)
-    if "text" in parts:
-        told = replace(parts["text"], cfg=vocabulary.check(folder / "tokenizer", parts["text"].cfg))
-        parts["text"], left_out = restored(told, left_out)
+    name = str(index.get("_class_name"))[:80]
+    if not name.startswith("StableDiffusion"):
+        raise MinisdError(f"not a Stable Diffusion pipeline but {name!r}", str(folder))
+    read = {part: read_json(folder / name / CONFIG) for part, name in configs.FOLDERS.items()
+            if index.get(name, [None, None]) != [None, None]}
+    model = with_components(folder, {part: (folder / configs.FOLDERS[part], told) for part, told in read.items()})
+    if "text" in model.parts:
+        text = model.parts["text"]
+        told = replace(text, cfg=vocabulary.check(folder / "tokenizer", text.cfg))
+        model = with_parts(replace(model, parts={**model.parts, "text": told}))
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    cfg = configs.scheduler_told(cfg, read_json(scheduler), str(scheduler))
-    vae, unet = read_json(folder / "vae" / CONFIG), read_json(folder / "unet" / CONFIG)
-    model = with_parts(Model(str(folder), "diffusers", parts, cfg, tuple(files), left_out, tuple(notes)), True)
-    size = unet.get("sample_size", 64)
-    size = size * model.cfg.vae.factor if isinstance(size, int) else cfg.size
-    return replace(model, cfg=replace(model.cfg, latent_scale=vae.get("scaling_factor", 0.18215), size=size))
+    cfg = configs.scheduler_told(model.cfg, read_json(scheduler), str(scheduler))
+    size, scale = read["unet"].get("sample_size", 64), read["vae"].get("scaling_factor", 0.18215)
+    size = size * cfg.vae.factor if isinstance(size, int) else cfg.size
+    notes = tuple(f"{name} is left behind" for name in configs.ABSENT if (folder / name).is_dir())
+    return replace(model, cfg=replace(cfg, latent_scale=scale, size=size), predicts=True, notes=notes)
 
 
-def from_component(folder: Path, told: Mapping[str, Any]) -> Model:
+def from_component(folder: Path, told: configs.Json) -> Model:
     """One part of a pipeline in a folder of its own."""
-    files: list[Seen] = []
     name = str(told.get("_class_name") or (told.get("architectures") or [""])[0])
     classes = {theirs: part for part, (_, theirs) in configs.CLASSES.items()} | {"CLIPTextModelWithProjection": "text"}
     if name not in classes:
         raise MinisdError(f"not a part of Stable Diffusion but {name[:80]!r}", str(folder / CONFIG))
-    part = component(folder, classes[name], told, files)
-    model = Model(str(folder), "diffusers", {part.name: part}, ModelConfig(), tuple(files), aside(folder))
-    model = with_parts(model, predicts=True)
-    return replace(model, predicts=not ambiguous(model))
+    return with_components(folder, {classes[name]: (folder, told)})
 
 
-def component(folder: Path, name: str, told: Mapping[str, Any], files: list[Seen]) -> Part:
-    """A part with the weights of its folder, and what its config tells beyond them."""
-    tensors: dict[str, Tensor] = {}
-    for path in weights_of(folder):
-        file = read_file(path)
-        files.append(file.seen)
-        tensors |= file.tensors
-    part = recognised(tensors, "", str(folder), name)
-    return replace(part, cfg=TOLD[part.kind](part.cfg, told, str(folder / CONFIG)))
+def with_components(folder: Path, found: Mapping[str, tuple[Path, configs.Json]]) -> Model:
+    """Parts with the weights of their folders, and what their configs tell beyond them."""
+    files: list[Seen] = []
+    parts, left = {}, left_out(folder)
+    for name, (place, told) in found.items():
+        read = [read_file(path) for path in weights_of(place)]
+        files += [file.seen for file in read]
+        part = recognised({key: tensor for file in read for key, tensor in file.tensors.items()}, "", str(place), name)
+        part = replace(part, cfg=TOLD[part.kind](part.cfg, told, str(place / CONFIG)))
+        if part.kind == "text":
+            left |= part.left_out(HF_TEXT if part.dialect == "hf" else f"{HF_TEXT}text_model.")
+            part, left = restored(part, left)
+        parts[name] = part
+    return with_parts(Model(str(folder), "diffusers", parts, ModelConfig(), tuple(files), left))
 
 
 def weights_of(folder: Path) -> list[Path]:
@@ -129,12 +125,12 @@ def weights_of(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def aside(folder: Path) -> Mapping[str, Tensor]:
+def left_out(folder: Path) -> dict[str, Tensor]:
     """What an earlier conversion could not place, so that the way back gives it again."""
     return read_file(folder / LEFT_OUT, copy=True).tensors if (folder / LEFT_OUT).is_file() else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> configs.Json:
     """A JSON object, of bearable size."""
     try:
         with path.open("rb") as file:

@@ -14,20 +14,19 @@ from weights_convert.mapped import Seen
 from weights_convert.tables import Row
 from weights_convert.translate import from_ours, to_ours
 
-OPENCLIP = "cond_stage_model.model."
+HF_TEXT, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 BASE_SIZE = {"epsilon": 512, "v": 768}            # pixels of the SD2.x models that predict so
 T = TypeVar("T")
 PENULTIMATE = 24  # layers of OpenCLIP's ViT-H, whose last one SD2 leaves out
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a checkpoint, as it stands there; `prefix` is what its keys have in a single file."""
+    """One network of a checkpoint, as it stands there."""
 
     name: str
     dialect: str
     cfg: Any                                      # UNetConfig, VAEConfig, CLIPTextConfig, ...
     tensors: Mapping[str, Tensor]
-    prefix: str = ""
     where: str = ""                               # the file or folder
 
     @property
@@ -45,9 +44,9 @@ class Part:
             error.where = f"{self.where}: the {self.name}, in {self.dialect} names"
             raise
 
-    def left_out(self) -> dict[str, Tensor]:
-        """What the table knows and the model does not use."""
-        return {self.prefix + name: self.tensors[name] for row in self.rows(self.dialect) if not row.ours
+    def left_out(self, prefix: str) -> dict[str, Tensor]:
+        """What the table knows and the model does not use; `prefix` is what its keys have in a single file."""
+        return {prefix + name: self.tensors[name] for row in self.rows(self.dialect) if not row.ours
                 for name in row.theirs if name in self.tensors}
 
 
@@ -119,7 +118,7 @@ def recognised(tensors: Mapping[str, Tensor], prefix: str, where: str, name: str
     cfg = config_of(kind, dialect, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     if dialect == "openclip":
         cfg = replace(cfg, activation="gelu", pad="zero", skipped_layers=int(cfg.depth == PENULTIMATE))
-    return Part(name or kind, dialect, cfg, tensors, prefix, where)
+    return Part(name or kind, dialect, cfg, tensors, where)
 
 
 def set_aside(part: Part) -> tuple[Part, dict[str, Tensor]]:
@@ -135,6 +134,8 @@ def set_aside(part: Part) -> tuple[Part, dict[str, Tensor]]:
 def restored(part: Part, left_out: Mapping[str, Tensor]) -> tuple[Part, dict[str, Tensor]]:
     """A text tower with what was set aside, and what is left of that."""
     left = {name.removeprefix(OPENCLIP): tensor for name, tensor in left_out.items() if name.startswith(OPENCLIP)}
+    if not left:
+        return part, dict(left_out)
     layers = {name.split(".")[2] for name in left if ".resblocks." in name}
     projection = left.get("text_projection")
     cfg = replace(part.cfg, depth=part.cfg.depth + len(layers), skipped_layers=len(layers),
@@ -152,18 +153,13 @@ def own_configs(cfg: ModelConfig) -> dict[str, Any]:
             **({} if cfg.vision is None else {"vision": cfg.vision})}
 
 
-def with_parts(model: Model, predicts: bool) -> Model:
-    """The model's config from its parts'."""
+def with_parts(model: Model) -> Model:
+    """The model with the config that its parts' make; SD2.x exists as epsilon and as v, alike in every shape."""
     told = {name: part.cfg for name, part in model.parts.items()}
     texts = tuple(told[name] for name in ("text", "text_2") if name in told)
     cfg = replace(model.cfg, unet=told.get("unet", told.get("controlnet", model.cfg.unet)),
                   vae=told.get("vae", model.cfg.vae), text=texts or model.cfg.text)
-    return replace(model, cfg=cfg, predicts=predicts)
-
-
-def ambiguous(model: Model) -> bool:
-    """SD2.x exists as epsilon and as v, alike in every shape."""
-    return "unet" in model.parts and model.cfg.unet.linear_proj and model.cfg.unet.label_dim is None
+    return replace(model, cfg=cfg, predicts="unet" not in told or not cfg.unet.linear_proj or bool(cfg.unet.label_dim))
 
 
 def structured(cls: type[T], told: Any, where: str) -> T:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from weights_convert import limits
 from weights_convert.archive import Item
 from weights_convert.mapped import shown
 from weights_convert.pickled import Global, Malformed
 
-MOST_DIMENSIONS, LONGEST_DIMENSION = 16, 2 ** 48
 STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
@@ -19,8 +19,7 @@ STORAGES = {
 }
 TYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
 UNTYPED = {"torch.storage.UntypedStorage": torch.uint8, "torch.UntypedStorage": torch.uint8}
-NAMED = (*STORAGES.values(), torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
-DTYPES = {str(dtype): dtype for dtype in NAMED}
+DTYPES = {str(dtype): dtype for dtype in limits.DTYPES.values()}
 
 
 class Storage(NamedTuple):
@@ -68,19 +67,15 @@ def tensor_v3(args: tuple[Any, ...]) -> Piece:
 
 
 def piece(held: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> Piece:
-    if not sizes((offset,)) or not sizes(shape) or not sizes(stride) or len(shape) != len(stride):
+    if not (limits.sizes((offset,), tuple) and limits.shape(shape, tuple) and limits.sizes(stride, tuple)
+            and len(shape) == len(stride)):
         raise Malformed(f"a tensor's offset, shape {shown(shape)} or stride {shown(stride)} are no sizes")
     room, count = held.item.size // dtype.itemsize, prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else offset - 1
-    if last >= room or count > room or prod(max(n, 1) for n in shape) > LONGEST_DIMENSION:
+    if last >= room or count > room:
         raise Malformed(f"a tensor {shown(shape)} with stride {shown(stride)} at {offset} lies outside its storage "
                         f"of {room:,} elements")
     return Piece(held.item, dtype, offset, shape, stride)
-
-
-def sizes(numbers: Any) -> bool:
-    return (type(numbers) is tuple and len(numbers) <= MOST_DIMENSIONS
-            and all(type(n) is int and 0 <= n <= LONGEST_DIMENSION for n in numbers))
 
 
 def first(args: tuple[Any, ...]) -> Any:

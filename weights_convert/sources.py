@@ -10,7 +10,7 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.errors import USAGE, MinisdError
 from weights_convert import folders
-from weights_convert.model import Model, ambiguous, own_configs, recognised, structured, with_parts
+from weights_convert.model import HF_TEXT, Model, own_configs, recognised, structured, with_parts
 from weights_convert.read import read_file
 
 STATED = "minisd.config"                          # in the metadata of single files that we write
@@ -21,7 +21,8 @@ PREFIXES = {
     "conditioner.embedders.1.model.": "text_2",
 }
 EMA, EMA_UNET, OF_TRAINING = "model_ema.", "model_ema.diffusion_model", ("loss.", "first_stage_model.loss.")
-SCHEDULE = {  # what can be computed from the noise levels
+COMPUTED = {  # what everybody can make: counts, and what follows from the noise levels
+    f"{HF_TEXT}text_model.embeddings.position_ids",
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "lvlb_weights",
@@ -49,7 +50,7 @@ def from_file(path: Path, ema: bool) -> Model:
     training = [tensors.pop(key) for key in list(tensors) if key.startswith(OF_TRAINING)]
     if training:
         notes.append(f"{len(training)} tensors of the training loss are ignored")
-    left_out = {key: tensors.pop(key) for key in SCHEDULE & tensors.keys()}
+    left_out = {key: tensors.pop(key) for key in COMPUTED & tensors.keys()}
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), "")
@@ -64,10 +65,11 @@ def from_file(path: Path, ema: bool) -> Model:
             notes.append(f"{len(copies)} EMA copies are left out: the weights as trained are taken, unless --ema")
     elif ema:
         averaged({}, {}, str(path))
-    parts = {part.name: part for part in (recognised(group, prefix, str(path), PREFIXES.get(prefix, ""))
-                                            for prefix, group in groups.items())}
-    for part in parts.values():
-        left_out |= part.left_out()
+    parts = {}
+    for prefix, group in groups.items():
+        part = recognised(group, prefix, str(path), PREFIXES.get(prefix, ""))
+        parts[part.name] = part
+        left_out |= part.left_out(prefix)
     return as_stated(Model(str(path), "ldm", parts, ModelConfig(), (file.seen,), left_out, tuple(notes)), file.metadata)
 
 
@@ -84,8 +86,7 @@ def averaged(unet: Mapping[str, Tensor], copies: Mapping[str, Tensor], where: st
 def as_stated(model: Model, metadata: Mapping[str, str]) -> Model:
     """The configs that a file of ours states, which know more than shapes; of others, what the shapes say."""
     if STATED not in metadata:
-        model = with_parts(model, predicts=True)
-        return replace(model, predicts=not ambiguous(model))
+        return with_parts(model)
     try:
         cfg = structured(ModelConfig, json.loads(metadata[STATED]), model.where)
     except (ValueError, RecursionError) as error:

@@ -14,16 +14,13 @@ from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
 from minisd.files import fresh
 from weights_convert import configs, vocabulary
 from weights_convert.folders import CONFIG, INDEX, LEFT_OUT, native_json
+from weights_convert.limits import DTYPES
 from weights_convert.mapped import Seen
-from weights_convert.model import Model, Part, set_aside
+from weights_convert.model import HF_TEXT, Model, Part, set_aside
 from weights_convert.sources import PREFIXES, STATED
 from weights_convert.translate import from_ours
 
-NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HINTS = (0, 2, 4, 6)                              # convolutions of a ControlNet's hint that widen
 Save = Callable[[Path, Mapping[str, Tensor]], None]
 
@@ -135,7 +132,11 @@ def to_diffusers(model: Model, path: Path, save: Save) -> None:
         ours = part.ours()
         put(folder / CONFIG, pretty(part_json(model, part, ours)))
         dialect, stem = ("hf", "model") if part.kind == "text" else ("diffusers", "diffusion_pytorch_model")
-        save(folder / f"{stem}.safetensors", from_ours(ours, part.rows(dialect)))
+        theirs = from_ours(ours, part.rows(dialect))
+        if part.kind == "text":
+            here = [name for name in left_out if name.startswith(HF_TEXT)]
+            theirs |= {name.removeprefix(HF_TEXT): left_out.pop(name) for name in here}
+        save(folder / f"{stem}.safetensors", theirs)
     if model.whole:
         put(path / INDEX, pretty(configs.index_json(model.cfg)))
         put(path / "scheduler" / "scheduler_config.json", pretty(configs.scheduler_json(model.cfg)))

@@ -135,9 +135,10 @@ def test_a_precision_is_cast_and_nothing_else(tmp_path, ldm):
     assert torch.equal(after["conv_in.weight"], before["model.diffusion_model.input_blocks.0.0.weight"].half())
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text"])
-def test_a_part_alone(part, tmp_path):
-    alone = model("bk-tiny", only=(part,))
+@pytest.mark.parametrize(("family", "part"), [("bk-tiny", "unet"), ("bk-tiny", "vae"), ("bk-tiny", "text"),
+                                              ("sd21", "unet"), ("sd21", "text")])
+def test_a_part_alone(family, part, tmp_path):
+    alone = model(family, only=(part,))
     write(alone, tmp_path / "a.safetensors", "ldm")
     write(open_model(tmp_path / "a.safetensors"), tmp_path / "folder", "diffusers")
     write(open_model(tmp_path / "folder"), tmp_path / "b.safetensors", "ldm")
