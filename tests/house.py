@@ -64,7 +64,7 @@ FLOORS = (
     Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
                     "minisd.shares", "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
-                    "minisd.command"),
+                    "minisd.command", "minisd.labels"),
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),

@@ -19,7 +19,7 @@ def run(options: Options) -> None:
     # Threads that wait by spinning make this twelve times slower beside another busy process; torch reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        pictures(options)
+        grid(options) if options.many.grid else pictures(options)
     except KeyboardInterrupt as stop:
         raise MinisdError("interrupted", str(options.out), "the pictures already there are whole",
                           code=INTERRUPTED) from stop
@@ -31,6 +31,14 @@ def pictures(options: Options) -> None:
     request = asked(options)
     from minisd.generate.pictures import draw
     draw(request)
+
+
+def grid(options: Options) -> None:
+    """The cells of a grid, and its sheets."""
+    from minisd.generate.grid import planned
+    plan = planned(options)
+    from minisd.generate.sheets import draw
+    draw(plan)
 
 
 if __name__ == "__main__":

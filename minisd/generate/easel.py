@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from minisd import __version__, images, metadata
 from minisd.drawing import Drawing
 from minisd.errors import RESOURCE, MinisdError
-from minisd.generate.gallery import Key, Place, places
+from minisd.generate.gallery import Place
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval
 from minisd.shares import Share
@@ -39,22 +38,16 @@ class Easel:
     share: Share
     pictures: Mapping[str, Image]                 # that drawings begin from, by fingerprint
 
-    @property
-    def dtype(self) -> str:
-        return str(self.sd.dtype).removeprefix("torch.")
-
-    def missing(self, drawings: Sequence[Drawing], batch: int) -> tuple[list[list[Order]], list[Place]]:
-        """This process's batches of what the folder lacks, and the places of all the pictures.
+    def missing(self, drawings: Sequence[Drawing], places: Sequence[Place], batch: int) -> list[list[Order]]:
+        """This process's batches of what is not there.
 
         The whole list is cut into batches before any is dealt out or left out: so every picture stands among the same
         others, whoever draws it and when, and every kernel rounds in the same way.
         """
-        each = places(self.out, [Key(one, self.sha256, self.sd.device.type, self.dtype) for one in drawings])
-        rest = iter(each)
+        rest = iter(places)
         batches = [[Order(one, place.path is None, place.number) for one, place in zip(group, rest, strict=False)]
                    for group in self.sd.batches(drawings, batch)]
-        mine = self.share.of(batches)
-        return [group for group in mine if any(order.written for order in group)], each
+        return [group for group in self.share.of(batches) if any(order.written for order in group)]
 
     def draw(self, batches: Sequence[Sequence[Order]]) -> Iterator[tuple[Path, Image]]:
         """Each picture that is written, and its file."""
@@ -73,20 +66,14 @@ class Easel:
         for picture, order in zip(pictures, group, strict=True):
             if not order.written:
                 continue
-            drawn = metadata.Drawn(order.drawing, self.sd.name, self.sha256, self.sd.device.type, self.dtype,
-                                   len(group), __version__)
+            dtype = str(self.sd.dtype).removeprefix("torch.")
+            drawn = metadata.Drawn(order.drawing, self.sd.name, self.sha256, self.sd.device.type, dtype, len(group),
+                                   __version__)
             label = str(order.drawing.seed)
             path = images.write_png(picture, self.out, label, metadata.chunks(drawn), order.number)
             tqdm.write(str(path), file=sys.stdout)
             sys.stdout.flush()
             yield path, picture
-
-
-def device_of(name: str, share: Share) -> str:
-    """Processes that share the work take a GPU each, as far as there are that many."""
-    if share.alone or name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    return f"cuda:{share.local % torch.cuda.device_count()}"
 
 
 @contextmanager

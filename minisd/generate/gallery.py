@@ -1,16 +1,25 @@
 """What a folder already holds of the pictures that are wanted, so that none of them is drawn twice."""
 
+import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from minisd import __version__
 from minisd.drawing import Drawing
-from minisd.errors import MinisdError
+from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.metadata import Drawn, read_drawn
 
+log = logging.getLogger(__name__)
+
 NUMBERED = re.compile(r"(\d{5,9})-.*\.png")
+MARK = "minisd-sheet"                             # the text chunk of a sheet
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,13 @@ def places(folder: Path, wanted: Sequence[Key]) -> list[Place]:
     return [Place(number, path) for number, path in zip(numbers, there, strict=True)]
 
 
+def say_how_many(places: Sequence[Place], folder: Path) -> None:
+    """How much of a list is there already, if any of it is."""
+    there = sum(place.path is not None for place in places)
+    if there:
+        log.warning("%d of %d pictures are in %s already", there, len(places), folder)
+
+
 def contents(folder: Path, wanted: set[Key]) -> tuple[dict[Key, dict[int, Path]], int]:
     """The wanted pictures that a folder holds, by number, and the highest number of what else is there."""
     found: dict[Key, dict[int, Path]] = defaultdict(dict)
@@ -71,3 +87,32 @@ def recorded(path: Path) -> Key | None:
         return key_of(read_drawn(path))
     except MinisdError:
         return None
+
+
+def must_be_ours(path: Path) -> None:
+    """A sheet is written anew each time, but never over a file that is none."""
+    if not path.exists():
+        return
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            ours = MARK in image.info
+    except (OSError, ValueError, SyntaxError):
+        ours = False
+    if not ours:
+        raise MinisdError("another file has the name of the sheet", str(path), "only a sheet is written anew",
+                          "rename it, or give another folder by --out", USAGE)
+
+
+def rewrite(sheet: Image.Image, path: Path) -> None:
+    """Write a sheet, whole or not at all, over an older one."""
+    info = PngInfo()
+    info.add_text(MARK, __version__)
+    hidden = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        sheet.save(hidden, "PNG", pnginfo=info, optimize=True)
+        hidden.replace(path)
+    except OSError as error:
+        raise MinisdError("the sheet cannot be written", str(path), error.strerror or str(error),
+                          "free some space, or give another folder by --out", RESOURCE) from error
+    finally:
+        hidden.unlink(missing_ok=True)

@@ -1,22 +1,20 @@
 """The pictures of some prompts: one, a few with a sheet of all, or a long list that goes on where it stopped."""
 
-import logging
 from collections.abc import Sequence
 
 from PIL.Image import Image
 
 from minisd import images
-from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.album import Album
 from minisd.generate.drawings import Habits, drawings
-from minisd.generate.easel import Easel, Order, device_of
+from minisd.generate.easel import Easel, Order
+from minisd.generate.gallery import places, say_how_many
 from minisd.generate.options import BATCH, MODEL, Options
 from minisd.generate.request import Request
+from minisd.generate.source import opened
 from minisd.metadata import Drawn
-from minisd.store import embedded, find, fingerprint, load
-
-log = logging.getLogger(__name__)
+from minisd.store import embedded, find
 
 LARGEST_SHEET = 1 << 26                           # pixels
 
@@ -26,21 +24,21 @@ def draw(request: Request) -> None:
     options, drawn, album = request.options, request.drawn, Album()
     album.open(options)
     model = options.picture.model
-    source = find(model) if model else embedded(drawn.model if drawn else MODEL)
-    sha256 = fingerprint(source)
+    source = opened(find(model) if model else embedded(drawn.model if drawn else MODEL), options, request.share)
     if drawn is not None:
-        check_model(drawn, sha256)
+        check_model(drawn, source.sha256)
         drawn.drawing.check_pictures(album.pictures)
-    sd = load(source, device_of(options.device, request.share), options.dtype or "auto")
-    easel = Easel(sd, sha256, options.out, request.share, album.pictures)
-    wanted = drawings(options, request.prompts, Habits(sd.defaults, sd.cfg.size, album.look))
+    wanted = drawings(options, request.prompts, Habits(source.own, source.side, album.look))
+    easel = Easel(source.load(), source.sha256, options.out, request.share, album.pictures)
     if drawn is not None and request.again:
         # Drawn again, a picture stands among as many as the first time, so that every kernel rounds as it did then.
         list(easel.draw([[Order(wanted[0], written=n == 0) for n in range(drawn.batch)]]))
     elif options.many.prompts or not request.share.alone:
-        draw_list(easel, wanted, options.many.batch or BATCH)
+        there = places(options.out, [source.key(one) for one in wanted])
+        say_how_many(there, options.out)
+        list(easel.draw(easel.missing(wanted, there, options.many.batch or BATCH)))
     else:
-        groups = sd.batches(wanted, options.many.batch or BATCH)
+        groups = easel.sd.batches(wanted, options.many.batch or BATCH)
         drawn_now = easel.draw([[Order(one) for one in group] for group in groups])
         contact_sheet([picture for _, picture in drawn_now], options)
 
@@ -51,15 +49,6 @@ def check_model(drawn: Drawn, sha256: str) -> None:
         raise MinisdError(f"the picture was drawn by other weights than these, called {drawn.model[:60]!r}", "--model",
                           f"sha256 {drawn.model_sha256[:10]} there, {sha256[:10]} here",
                           "give the model that drew it by --model, or its options without --from-image", USAGE)
-
-
-def draw_list(easel: Easel, wanted: Sequence[Drawing], batch: int) -> None:
-    """What the folder lacks of a list, as far as it is this process's to draw."""
-    batches, places = easel.missing(wanted, batch)
-    there = sum(place.path is not None for place in places)
-    if there:
-        log.warning("%d of %d pictures are in %s already", there, len(places), easel.out)
-    list(easel.draw(batches))
 
 
 def contact_sheet(pictures: Sequence[Image], options: Options) -> None:

@@ -1,0 +1,65 @@
+"""Grids drawn: the cells that are not there yet, model after model, and then the sheets of all."""
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+from pathlib import Path
+
+from PIL import Image
+
+from minisd import images
+from minisd.generate.album import Album
+from minisd.generate.drawings import Habits, drawing
+from minisd.generate.easel import Easel
+from minisd.generate.gallery import must_be_ours, places, rewrite, say_how_many
+from minisd.generate.grid import Plan
+from minisd.generate.source import opened
+from minisd.labels import table
+from minisd.store import find
+
+LARGEST = 1 << 26                                 # pixels of a sheet; pictures are made smaller to fit
+
+
+def draw(plan: Plan) -> None:
+    """Every cell, one model in memory at a time; then the sheets, by whichever process finds all cells there."""
+    album, out = Album(), plan.options.out
+    for cell in plan.cells:
+        album.open(cell.options)
+    for name in plan.pages:
+        must_be_ours(out / name)
+    sources = {model: opened(find(model), plan.options, plan.share) for model in dict.fromkeys(plan.models)}
+    wanted = [drawing(cell.options, cell.prompt, Habits(sources[model].own, sources[model].side, album.look))
+              for cell, model in zip(plan.cells, plan.models, strict=True)]
+    keys = [sources[model].key(one) for model, one in zip(plan.models, wanted, strict=True)]
+    there = places(out, keys)
+    say_how_many(there, out)
+    for model, source in sources.items():
+        cells = [n for n, own in enumerate(plan.models) if own == model]
+        if any(there[n].path is None for n in cells):
+            easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures)
+            batches = easel.missing([wanted[n] for n in cells], [there[n] for n in cells], plan.batch)
+            list(easel.draw(batches))
+            del easel, batches                    # the next model needs the memory
+    write_sheets(plan, [place.path for place in places(out, keys)])
+
+
+def write_sheets(plan: Plan, files: Sequence[Path | None]) -> None:
+    """A sheet for each page whose cells are all there; the last of several processes finds them all."""
+    _, rows, columns = plan.shape
+    for page, name in enumerate(plan.pages):
+        first = page * rows * columns
+        own = [path for path in files[first:first + rows * columns] if path is not None]
+        if len(own) < rows * columns:
+            continue
+        cells = plan.cells[first:first + rows * columns]
+        shrink = ceil(sqrt(sum(width * height for width, height in map(size_of, own)) / LARGEST))
+        pictures = [images.open_picture(path).reduce(shrink) for path in own]
+        title = " · ".join(filter(None, (plan.title, cells[0].labels[0])))
+        above, beside = [cell.labels[2] for cell in cells[:columns]], [cell.labels[1] for cell in cells[::columns]]
+        sheet = table([pictures[n:n + columns] for n in range(0, len(pictures), columns)], above, beside, title)
+        rewrite(sheet, plan.options.out / name)
+        print(plan.options.out / name, flush=True)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
