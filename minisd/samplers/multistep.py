@@ -1,16 +1,53 @@
 """Solvers that use what the network said at earlier levels: a higher order for one call per step."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from minisd.samplers.exponential import Answer, answer_of, lam, step
 from minisd.samplers.loop import Interval, Point, toward
 from minisd.samplers.schedule import Level
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LMS:
+    """Linear multistep: a polynomial in sigma through the last slopes, integrated over the step; of its order.
+
+    Adams-Bashforth for uneven steps (k-diffusion's sample_lms, which integrates by quadrature).  Its first steps are
+    of lower order, as there is no past yet, and so is the measured order of the walk.
+    """
+    order: int = 4
+
+    def __call__(self, x: Tensor, s: Interval) -> Tensor:        # [b, c, h, w] -> [b, c, h, w]
+        s.denoise(x)
+        points = s.past[-self.order:]
+        for point, weight in zip(points, self._weights(points, s.next.sigma), strict=True):
+            x = x + weight * point.eps
+        return x
+
+    def calls(self, schedule: Sequence[Level]) -> int:
+        return len(schedule) - 1
+
+    @staticmethod
+    def _weights(points: list[Point], to: float) -> list[float]:
+        """Integrals, from the newest point to sigma `to`, of the polynomials that are 1 at one point and 0 at the rest.
+
+        In steps from the newest point: plain powers of sigma cancel badly where steps are small.
+        """
+        start, size = points[-1].level.sigma, to - points[-1].level.sigma
+        at = [(point.level.sigma - start) / size for point in points]
+        weights = []
+        for i, own in enumerate(at):
+            others = [other for j, other in enumerate(at) if j != i]
+            basis = np.atleast_1d(np.poly(others)) / np.prod([own - other for other in others])
+            weights.append(size * float(np.polyval(np.polyint(basis), 1.0)))
+        return weights
 
 
 @dataclass(frozen=True)
@@ -53,15 +90,16 @@ class PLMS:
 class DPMMultistep:
     """DPM-Solver (arXiv 2206.00927) and DPM-Solver++ (arXiv 2211.01095) of Lu et al., multistep, ODE or SDE.
 
-    In lambda = -log(sigma) the linear part of the ODE is exact.  What is left is an integral of the network's
-    answer, and a polynomial through the last `order` answers stands in for it.  `extrapolate` says which answer:
-    "noise" is DPM-Solver, "data" is DPM-Solver++.  A step to sigma 0 is of first order.
+    A polynomial through the network's last `order` answers stands in for its answer over the step.  `extrapolate`
+    says which answer: "noise" is DPM-Solver, "data" is DPM-Solver++.  A step to sigma 0 is of first order.
+
+    DEIS (Zhang and Chen, arXiv 2204.13902, tAB in log rho) is "noise" with slope "heun" and curvature "exact".
 
     The third-order method measures order 2 in the authors' code, diffusers and k-diffusion alike: they weigh
     half the second derivative as if it were the whole.  `curvature="exact"` integrates the parabola as it is.
     """
     order: Literal[1, 2, 3] = 2
-    extrapolate: Literal["data", "noise"] = "data"
+    extrapolate: Answer = "data"
     eta: float = 0.0                    # 0 the ODE, 1 the reverse SDE (k-diffusion's 2M SDE, diffusers' sde-…)
     slope: Literal["midpoint", "heun"] = "midpoint"           # order 2: the difference weighs phi_1 / 2, or phi_2
     curvature: Literal["published", "exact"] = "published"    # order 3: phi_3, or 2 phi_3
@@ -71,15 +109,16 @@ class DPMMultistep:
         p = s.denoise(x)
         if s.next.sigma == 0:
             return p.x0
-        h = _lam(s.next) - _lam(s.now)
-        x = self._mean(x, s.past[-self._order_at(s):], s.next, h)
-        if self.eta == 0:
-            return x
-        if self.extrapolate == "data":
-            variance = -math.expm1(-2 * self.eta * h)
-        else:
-            variance = self.eta * math.expm1(2 * h)
-        return x + s.next.sigma * math.sqrt(variance) * s.noise(s.now, s.next)
+        points = s.past[-self._order_at(s):]
+        keep, gain, phi1, phi2, phi3, up = step(self.extrapolate, self.eta, s.now, s.next)
+        x = keep * x + gain * phi1 * answer_of(p, self.extrapolate)
+        differences = self._differences(points, lam(s.next) - lam(s.now))
+        if len(points) == 2:
+            x = x + gain * (phi2 if self.slope == "heun" else phi1 / 2) * differences[0]
+        elif len(points) == 3:
+            half = 2 * phi3 if self.curvature == "exact" else phi3
+            x = x + gain * (phi2 * differences[0] + half * differences[1])
+        return x + up * s.noise(s.now, s.next) if up else x
 
     def calls(self, schedule: Sequence[Level]) -> int:
         return len(schedule) - 1
@@ -88,40 +127,12 @@ class DPMMultistep:
         few = self.settle and len(s.schedule) - 1 < 15
         return min(self.order, len(s.past), s.left if few else self.order)
 
-    def _mean(self, x: Tensor, points: list[Point], to: Level, h: float) -> Tensor:
-        """x at `to` before fresh noise.  phi_1, phi_2, phi_3 are the integrals of 1, u, u^2 / 2 over the step."""
-        if self.extrapolate == "data":                           # DPM-Solver++, eq. 8
-            z = (1 + self.eta) * h
-            keep, gain, phi1 = math.exp(-z), 1.0, -math.expm1(-z)
-            phi2 = 1 - phi1 / z
-            phi3 = 0.5 - phi2 / z
-            answers = [point.x0 for point in points]
-        else:                                                    # DPM-Solver, eq. 3.7
-            keep, gain, phi1 = 1.0, -(1 + self.eta) * to.sigma, math.expm1(h)
-            phi2 = phi1 / h - 1
-            phi3 = phi2 / h - 0.5
-            answers = [point.eps for point in points]
-        x = keep * x + gain * phi1 * answers[-1]
-        if len(points) == 1:
-            return x
-        d1, d2 = _differences(points, answers, h)
-        if d2 is None:
-            return x + gain * (phi2 if self.slope == "heun" else phi1 / 2) * d1
-        return x + gain * (phi2 * d1 + (2 * phi3 if self.curvature == "exact" else phi3) * d2)
-
-
-def _lam(level: Level) -> float:
-    """Half the log signal-to-noise ratio: the time DPM-Solver thinks in."""
-    return -math.log(level.sigma)
-
-
-def _differences(points: list[Point], answers: list[Tensor], h: float) -> tuple[Tensor, Tensor | None]:
-    """Slope at the newest of 2 or 3 answers, and half their second derivative, per step h of lambda."""
-    r0 = (_lam(points[-1].level) - _lam(points[-2].level)) / h
-    new = (answers[-1] - answers[-2]) / r0
-    if len(points) == 2:
-        return new, None
-    r1 = (_lam(points[-2].level) - _lam(points[-3].level)) / h
-    old = (answers[-2] - answers[-3]) / r1
-    d2 = (new - old) / (r0 + r1)
-    return new + r0 * d2, d2
+    def _differences(self, points: list[Point], h: float) -> list[Tensor]:
+        """Slope at the newest of up to 3 points, and half their second derivative, per step h of lambda."""
+        at = [lam(point.level) / h for point in points]
+        answers = [answer_of(point, self.extrapolate) for point in points]
+        slopes = [(new - old) / (b - a) for a, b, old, new in zip(at, at[1:], answers, answers[1:], strict=False)]
+        if len(slopes) < 2:
+            return slopes
+        half = (slopes[1] - slopes[0]) / (at[2] - at[0])
+        return [slopes[1] + (at[2] - at[1]) * half, half]

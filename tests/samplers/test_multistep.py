@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from minisd.samplers.loop import Interval, Point, sample
-from minisd.samplers.multistep import PLMS, DPMMultistep
+from minisd.samplers.multistep import LMS, PLMS, DPMMultistep
 from minisd.samplers.noise import ImageNoise
 from minisd.samplers.onestep import Euler
 from minisd.samplers.schedule import Level, NoiseTable, karras, leading, linspace
 
 TABLE = NoiseTable()
+DEIS = {k: DPMMultistep(k, "noise", slope="heun", curvature="exact") for k in (2, 3)}
 ORDERS = {
+    "lms 1": (LMS(1), 1),
+    "lms 2": (LMS(2), 2),
+    "deis 2": (DEIS[2], 2),
+    "deis 3": (DEIS[3], 2),
     "plms": (PLMS(), 2),
     "dpm++1": (DPMMultistep(1), 1),
     "dpm++2m": (DPMMultistep(2), 2),
@@ -31,6 +36,12 @@ ORDERS = {
 def test_order_of_convergence(name: str, measured_order: Callable[..., float]) -> None:
     solver, order = ORDERS[name]
     assert measured_order(solver) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_has_its_order_once_it_has_a_past(order: int, measured_order: Callable[..., float]) -> None:
+    """Given an exact start: its first steps are of lower order for want of a past."""
+    assert measured_order(LMS(order), exact_start=order - 1) == pytest.approx(order, abs=0.1)
 
 
 @pytest.mark.parametrize("extrapolate", ["data", "noise"])
@@ -70,6 +81,36 @@ def test_a_polynomial_of_one_degree_less_is_integrated_exactly(extrapolate: str,
                   + np.trapezoid(power * np.exp(power * (lam - lam[-1])) * values, lam))
     else:                               # dx = power eps dsigma
         wanted = x - np.trapezoid(power * np.exp(-lam) * values, lam)
+    assert solver(x, s) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_integrates_a_polynomial_in_sigma_exactly(order: int) -> None:
+    schedule = [Level(sigma, 0.0) for sigma in (5.0, 3.1, 2.2, 1.4, 0.9)]
+    slope = np.polynomial.Polynomial([0.3, 0.7, -0.9, 0.2][:order])
+    past = [Point(level, 0.0, -level.sigma * slope(level.sigma)) for level in schedule[:3]]
+    x, now, to = 1.7, schedule[3], schedule[4]
+    s = Interval(3, 0, schedule, TABLE, past, lambda *_: 0.0, lambda x, level: x - level.sigma * slope(level.sigma))
+    area = slope.integ()
+    assert LMS(order)(x, s) == pytest.approx(x + area(to.sigma) - area(now.sigma), rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_deis_is_the_polynomial_of_epsilon_in_log_sigma(order: int) -> None:
+    """tAB in log rho (arXiv 2204.13902): Lagrange's polynomials of log sigma, integrated in sigma numerically."""
+    schedule = [Level(sigma, 0.0) for sigma in (5.0, 3.1, 2.2, 1.4)]
+    eps = dict(zip(schedule, (0.4, -0.2, 0.9), strict=False))
+    past = [Point(level, 0.0, -level.sigma * eps[level]) for level in schedule[:2]]
+    x, now, to = 1.7, schedule[2], schedule[3]
+    s = Interval(2, 0, schedule, TABLE, past, lambda *_: 0.0, lambda x, level: x - level.sigma * eps[level])
+    used = schedule[3 - order:3]
+    sigma = np.linspace(now.sigma, to.sigma, 200_001)
+    wanted = x
+    for own in used:
+        basis = np.prod([np.log(sigma / other.sigma) / math.log(own.sigma / other.sigma)
+                         for other in used if other != own], axis=0)
+        wanted += eps[own] * np.trapezoid(basis, sigma)
+    solver = DPMMultistep(order, "noise", slope="heun", curvature="exact", settle=False)
     assert solver(x, s) == pytest.approx(wanted, rel=1e-9)
 
 
@@ -124,9 +165,10 @@ def test_plms_on_a_straight_line_is_exact() -> None:
     assert line[0] == pytest.approx(3.0 + 0.7 * (schedule[-1].sigma - schedule[0].sigma), rel=1e-12)
 
 
-@pytest.mark.parametrize("solver", [PLMS(), DPMMultistep(3), DPMMultistep(3, "noise"), DPMMultistep(2, eta=1.0)])
+@pytest.mark.parametrize("solver", [PLMS(), LMS(), DPMMultistep(3), DPMMultistep(3, "noise"),
+                                    DPMMultistep(2, eta=1.0)])
 @pytest.mark.parametrize("first", range(6))
-def test_a_walk_may_begin_anywhere(solver: PLMS | DPMMultistep, first: int) -> None:
+def test_a_walk_may_begin_anywhere(solver: PLMS | LMS | DPMMultistep, first: int) -> None:
     """A network that always sees the same picture: whatever the start, the end is that picture."""
     end = sample(solver, lambda x, level: 0.25, 1.0, linspace(TABLE, 6), TABLE, noise=lambda *_: 0.3, first=first)
     assert end == pytest.approx(0.25, abs=1e-9)
