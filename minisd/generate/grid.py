@@ -175,8 +175,10 @@ def cell_of(options: Options, fixed: Mapping[str, Any], grid: Grid, values: Sequ
     prompt = named.pop("prompt", None)
     if not isinstance(prompt, str):
         raise MinisdError("no prompt", remedy='give one in [options], such as prompt = "a red apple"', code=USAGE)
-    groups = {group: schema.read(cls, {field.name: named[field.name] for field in fields(cls) if field.name in named},
-                                 "") for group, cls in GROUPS.items()}
+    groups: dict[str, Any] = {}
+    for group, cls in GROUPS.items():
+        own = [each.name for each in fields(cls) if each.name in named]
+        groups[group] = schema.read(cls, {name: named[name] for name in own}, "")
     whole = request.with_sides(replace(options, prompt=(prompt,), **groups))
     drawings.check(whole)
     labels = {name: axis.label(value) for name, (axis, value) in zip(grid.axes, pairs, strict=True)}
