@@ -55,8 +55,8 @@ class Floor:
     itself: bool = True                           # whether its modules may import each other
 
 
-MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.attach",
-          "minisd.surgery")
+MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.lora",
+          "minisd.attach", "minisd.surgery")
 PROGRAMS = ("minisd.generate.__main__", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (
@@ -72,7 +72,7 @@ FLOORS = (
     Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
     Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline",
                   "minisd.ranges", "minisd.control", "minisd.canvas", "minisd.models", "minisd.conditions",
-                  "minisd.walk", "minisd.preview", "minisd.parity"),
+                  "minisd.walk", "minisd.preview", "minisd.adapters", "minisd.parity"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),
