@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.errors import USAGE, MinisdError
-from minisd.lora import Host, LoRAConv2d, LoRALinear, LowRank, Side, hosted, plain
+from minisd.lora import HOSTS, PLAIN, Host, LowRank, Side, hosted, plain
 
 SHOWN = 10                                        # paths that an error lists
 
@@ -38,8 +38,7 @@ class LoRASpec:
 # ---------------------------------------------------------------- on and off
 def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Paths of the Linears and convolutions that match any of the patterns; each pattern must find one."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-             and ".lora." not in path]
+    paths = [path for path, module in model.named_modules() if type(module) in HOSTS | PLAIN]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(path, pattern) for path in paths)]
     if idle:
         raise MinisdError(f"no module matches {', '.join(idle)}", why=f"there are {', '.join(paths[:SHOWN])}, ...",
@@ -70,11 +69,9 @@ def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
         raise MinisdError(f"an adapter called {name!r} is attached already", remedy="detach it, or give another name",
                           code=USAGE)
     for path, side in sides.items():
-        module = model.get_submodule(path)
-        if not isinstance(module, LoRALinear | LoRAConv2d):
-            module = hosted(cast(nn.Linear | nn.Conv2d, module))
-            model.set_submodule(path, module)
-        module.lora[name] = side
+        host = hosted(model.get_submodule(path))
+        model.set_submodule(path, host)
+        host.lora[name] = side
 
 
 def detach(model: nn.Module, name: str) -> dict[str, Side]:
@@ -135,7 +132,7 @@ def merge(model: nn.Module) -> Merged:
 # ---------------------------------------------------------------- what is there
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:
     """Modules with side paths, by path."""
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, LoRALinear | LoRAConv2d))
+    return ((path, cast(Host, module)) for path, module in model.named_modules() if type(module) in PLAIN)
 
 
 def adapters(model: nn.Module) -> list[str]:

@@ -136,18 +136,22 @@ class LoRAConv2d(nn.Conv2d):
 
 
 Host = LoRALinear | LoRAConv2d
+HOSTS: dict[type[nn.Module], type[Host]] = {nn.Linear: LoRALinear, nn.Conv2d: LoRAConv2d}
+PLAIN = {host: module for module, host in HOSTS.items()}
 
 
-def hosted(module: nn.Linear | nn.Conv2d) -> Host:
-    """The module with room for side paths, holding the same parameters."""
-    host = alike(LoRALinear, module) if isinstance(module, nn.Linear) else alike(LoRAConv2d, module)
+def hosted(module: nn.Module) -> Host:
+    """The module with room for side paths, holding the same parameters; as it is, if it has that room."""
+    if type(module) in PLAIN:
+        return cast(Host, module)
+    host = alike(HOSTS[type(module)], module)
     host.lora = nn.ModuleDict()
     return host
 
 
 def plain(host: Host) -> nn.Linear | nn.Conv2d:
     """The module without its side paths, holding the same parameters."""
-    module = alike(nn.Linear, host) if isinstance(host, LoRALinear) else alike(nn.Conv2d, host)
+    module = cast(nn.Linear | nn.Conv2d, alike(PLAIN[type(host)], host))
     del module._modules["lora"]
     return module
 
