@@ -76,6 +76,7 @@ def spellings(cfg: ModelConfig) -> dict[str, Place]:
         ways = [kohya + hf.replace(".", "_"), kohya + ldm.replace(".", "_"), diffusers + hf, PEFT + hf, hf]
         if place.part == "text":                  # numbered where a model has two text encoders
             ways.append("lora_te1_" + hf.replace(".", "_"))
+        ways += [prefix + clip.bare(hf) for prefix in (diffusers, PEFT)]    # transformers 5 has dropped a word
         found |= {way: place for way in reversed(ways) if way not in found}
     return found
 

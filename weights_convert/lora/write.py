@@ -14,6 +14,7 @@ from minisd.errors import USAGE, MinisdError
 from weights_convert.lora.adapter import Adapter, Entry, Place
 from weights_convert.lora.names import DIFFUSERS, KOHYA, PEFT, Module, modules, numbered
 from weights_convert.lora.read import CFG, PEFT_FILES, PROCESSORS, SHOWN
+from weights_convert.tables import clip
 from weights_convert.write import fresh, pretty, put, save_file
 
 Named = dict[str, Tensor]
@@ -141,10 +142,13 @@ def folded(entry: Entry) -> dict[str, Tensor]:
 
 
 def peft_config(entries: Mapping[str, Entry], named: Mapping[Place, Module], part: str) -> dict[str, Any]:
-    """What PEFT's LoraConfig says of a part: the commonest rank and alpha, and patterns for the others."""
-    ranks = {named[Place(part, path)].hf: entry.rank for path, entry in entries.items()}
-    alphas = {named[Place(part, path)].hf: float(entry.rank if entry.alpha is None else entry.alpha)
-              for path, entry in entries.items()}
+    """What PEFT's LoraConfig says of a part: the commonest rank and alpha, and patterns for the others.
+
+    It matches the ends of paths, which here have no `text_model`: transformers 5 has none, and older ones end alike.
+    """
+    ends = {path: clip.bare(named[Place(part, path)].hf) for path in entries}
+    ranks = {ends[path]: entry.rank for path, entry in entries.items()}
+    alphas = {ends[path]: float(entry.rank if entry.alpha is None else entry.alpha) for path, entry in entries.items()}
     rank, alpha = commonest(list(ranks.values())), commonest(list(alphas.values()))
     return {"r": rank, "lora_alpha": whole(alpha), "target_modules": sorted(ranks), "peft_type": "LORA",
             "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
