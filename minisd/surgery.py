@@ -104,7 +104,8 @@ def origins(teacher: UNetConfig, cfg: UNetConfig) -> dict[str, str]:
     Of a stage's blocks the first stay; on the way up, where the last one is wired to another skip, the first and the
     last: 0 and 2 of three.
     """
-    found, gone = {}, len(teacher.widths) - len(cfg.widths)
+    found: dict[str, str] = {}
+    gone = len(teacher.widths) - len(cfg.widths)
     for i in range(len(cfg.widths)):
         up, kept, there = len(cfg.widths) - 1 - i, cfg.layers_at(i), teacher.layers_at(i)
         down_blocks = [(f"down.{i}", j, f"down.{i}", j) for j in range(kept)]

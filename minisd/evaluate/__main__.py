@@ -1,15 +1,33 @@
-"""`python -m minisd.evaluate MODEL --data FOLDER --out FOLDER`: measure a model and write the report."""
+"""`python -m minisd.evaluate MODEL --data FOLDER --out FOLDER`: measure a model and write the report.
+
+`python -m minisd.evaluate fidelity TEACHER STUDENT --data FOLDER` measures how near a student is to its teacher.
+"""
 
 import sys
 from collections.abc import Sequence
 
 from minisd.command import command
-from minisd.evaluate.options import Options
+from minisd.evaluate.options import FidelityOptions, Options
+
+PROGRAM = "python -m minisd.evaluate"
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: see `errors`."""
-    return command(Options, "python -m minisd.evaluate", run, args)
+    given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["fidelity"]:
+        return command(FidelityOptions, f"{PROGRAM} fidelity", compare, given[1:])
+    return command(Options, PROGRAM, run, given)
+
+
+def compare(options: FidelityOptions) -> None:
+    from minisd.evaluate.fidelity import fidelity, write
+    from minisd.evaluate.figure import table
+    found = fidelity(options.teacher, options.student, options.data, options.samples, options.pictures, options.cache)
+    print(table(found.figures))
+    print(f"protocol {found.protocol['protocol']}")
+    if options.out is not None:
+        write(found, options.out)
 
 
 def run(options: Options) -> None:

@@ -63,3 +63,25 @@ class Options:
         except OSError as error:
             raise MinisdError("the report's folder cannot be made", str(self.out), error.strerror or str(error),
                               "name another by --out", RESOURCE) from error
+
+
+@dataclass(frozen=True)
+class FidelityOptions:
+    """Compare a student with its teacher, and with itself untrained: paired, with intervals."""
+
+    teacher: Annotated[str, Positional, arg(metavar="TEACHER")]
+    """An embedded model's name, a model folder, or a checkpoint file."""
+    student: Annotated[str, Positional, arg(metavar="STUDENT")]
+    """Likewise; its UNet must be a part of the teacher's."""
+    data: Annotated[Path, arg(metavar="FOLDER")]
+    """Pictures with captions; the held-out ones where there are any."""
+    samples: int = 256
+    """Noised pictures that both are asked about; their timesteps are spread evenly."""
+    pictures: int = 32
+    """Pictures that both draw from the same words and seeds; 0 = none."""
+    cache: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/cache")
+    """Latents and text states that were computed once."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Write figures and protocol as JSON, too."""
+    debug: bool = False
+    """Show the traceback of an error."""

@@ -6,7 +6,7 @@ Sample n of a run is row `order(n)` of its epoch's permutation, whoever asks and
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ class Pictures:
         came before."""
         draws = stream(self.seed, n, Purpose.DATA)
         mirrored = self.cfg.flip and draws.random() < 0.5
-        row, value = self.first_whole(self.order(n), partial(read, mirrored=mirrored))
+        row, value = self.first_whole(self.order(n), lambda one: read(one, mirrored))
         return Sample(row, value, self.caption(row, draws), draws)
 
     def first_whole(self, index: int, read: Callable[[Row], Tensor]) -> tuple[Row, Tensor]:

@@ -46,7 +46,8 @@ class Imagined:
 
     def draw(self, caption: str, seed: int) -> Tensors:
         """One walk of the teacher's from noise to latents, alone, so that they depend on nothing else."""
-        manner, last = self.manner, []
+        manner = self.manner
+        last: list[Tensor] = []
 
         def keep(x: Tensor, _: object) -> Tensor:
             last[:] = [x]

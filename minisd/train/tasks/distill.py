@@ -159,7 +159,8 @@ class Distill:
         if self.shown.prompts:
             columns = {"teacher": lambda: self.draw(self.teacher), "untrained": self.draw_untrained}
             drawn = [drawn_once(folder / REFERENCES / f"{name}.png", draw) for name, draw in columns.items()]
-            side_by_side(self.shown.prompts, *drawn, self.draw(self.student), step).save(folder / f"{step:07d}.png")
+            drawn.append(self.draw(self.student))
+            side_by_side(self.shown.prompts, drawn, step).save(folder / f"{step:07d}.png")
         return self.measure()
 
     def draw(self, unet: UNet) -> list[Image.Image]:

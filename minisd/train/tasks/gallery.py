@@ -14,11 +14,10 @@ from minisd.images import GAP, grid
 from minisd.pipeline import StableDiffusion
 
 
-def side_by_side(prompts: Sequence[str], teacher: Sequence[Image.Image], untrained: Sequence[Image.Image],
-                 student: Sequence[Image.Image], step: int) -> Image.Image:
-    """Two prompts to a row: what the three draw from the same noise."""
+def side_by_side(prompts: Sequence[str], drawn: Sequence[Sequence[Image.Image]], step: int) -> Image.Image:
+    """Two prompts to a row: what teacher, untrained student and student have drawn from the same noise."""
     pictures, labels = [], []
-    for prompt, *three in zip(prompts, teacher, untrained, student, strict=True):
+    for prompt, *three in zip(prompts, *drawn, strict=True):
         pictures += three
         labels += [f"teacher: {prompt}", "untrained", f"student (averaged), step {step}"]
     return sheet(pictures, labels, columns=6)
