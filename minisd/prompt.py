@@ -9,9 +9,10 @@ r"""What a prompt says: A1111's grammar of weights, schedules and breaks, read i
 | `BREAK`        | what follows begins a new window                                                   |
 | `\(` ... `\\`  | one of `\ ( ) [ ] : |` as it stands                                                |
 
-`when` is a number of steps; with a point, a part of them: 0.5 is half. What fits no row stands for itself: a bracket
-without its partner (A1111 lets an open one weigh all that follows), a number that is none, a backslash before
-anything else, and AND (composable diffusion is not done).
+`when` is a number of steps; with a point, a part of them: 0.5 is half. That is what A1111's handbook says; its samplers
+count from 0 and turn one step later. What fits no row stands for itself: a bracket without its partner (A1111 lets an
+open one weigh all that follows), a number that is none, a backslash before anything else (A1111 drops it), and AND
+(composable diffusion is not done).
 """
 
 import re
@@ -62,6 +63,7 @@ Items = Sequence[str | Bracket]
 class Prompt:
     """A prompt taken apart; `loose` are the places of brackets without a partner, which stand for themselves."""
 
+    text: str
     items: Items
     loose: tuple[int, ...]
     moments: frozenset[str]                       # of all turns from one thing to another, as written
@@ -72,8 +74,41 @@ class Prompt:
         turns = sorted(first_step(when, steps) for when in self.moments)
         times = [(bisect_right(turns, step), *(step % n for n in self.periods)) for step in range(steps)]
         first = {time: step for step, time in reversed(list(enumerate(times)))}
-        read = {time: reading(self.items, step, steps) for time, step in first.items()}
+        read = {time: self._reading(step, steps) for time, step in first.items()}
         return [read[time] for time in times]
+
+    def _reading(self, step: int, steps: int) -> Reading:
+        """What it says in one step. Neighbours of one weight are one piece, so a prompt without weights is whole."""
+        parts: list[list[Piece]] = [[]]
+        for weight, run in groupby(self._said(step, steps), lambda piece: piece[1]):
+            first, *others = BREAK.split("".join(text for text, _ in run))
+            parts[-1].append(Piece(first, weight))
+            parts += [[Piece(other, weight)] for other in others]
+        if len(parts) > 1 and not any(piece.text.strip() for piece in parts[-1]):
+            parts.pop()                           # as in A1111, a last BREAK with nothing after it does nothing
+        return tuple(tuple(piece for piece in part if piece.text) for part in parts)
+
+    def _said(self, step: int, steps: int) -> Iterator[tuple[str, float]]:
+        """The texts in order, each with the product of the weights around it. No recursion: brackets may be deep."""
+        open_brackets = [(iter(self.items), 1.0)]
+        while open_brackets:
+            rest, weight = open_brackets[-1]
+            item = next(rest, None)
+            while isinstance(item, str):
+                yield item, weight
+                item = next(rest, None)
+            if item is None:
+                open_brackets.pop()
+            else:
+                open_brackets.append((iter(item.at(step, steps)), self._allowed(weight * item.weight)))
+
+    def _allowed(self, weight: float) -> float:
+        """A weight, if it is one that can be meant."""
+        if abs(weight) <= HEAVIEST:
+            return weight
+        raise MinisdError(f"a prompt with a weight of {weight:g}", f"{self.text[:60]!r}",
+                          "brackets within brackets multiply",
+                          rf"give -{HEAVIEST:g} to {HEAVIEST:g}; \( and \[ are brackets as they stand", USAGE)
 
 
 def first_step(when: str, steps: int) -> int:
@@ -105,7 +140,7 @@ def read(prompt: str) -> Prompt:
                 loose.append(place)
             items.append(sign[-1] if len(sign) == 2 and sign[0] == "\\" else sign)
         place += len(sign)
-    return Prompt(frames[0][0], tuple(loose), frozenset(moments), frozenset(periods))
+    return Prompt(prompt, frames[0][0], tuple(loose), frozenset(moments), frozenset(periods))
 
 
 def partners(signs: Sequence[str]) -> dict[int, int]:
@@ -147,37 +182,3 @@ def number_at_end(items: Sequence[str | Bracket], marks: Sequence[int]) -> str |
         return None
     last = items[-1]
     return last.strip() if isinstance(last, str) and NUMBER.fullmatch(last) else None
-
-
-def reading(items: Items, step: int, steps: int) -> Reading:
-    """What is said in one step. Neighbours of one weight are one piece, so that a prompt without weights is whole."""
-    parts: list[list[Piece]] = [[]]
-    for weight, run in groupby(said(items, step, steps), lambda piece: piece[1]):
-        first, *others = BREAK.split("".join(text for text, _ in run))
-        parts[-1].append(Piece(first, weight))
-        parts += [[Piece(other, weight)] for other in others]
-    if len(parts) > 1 and not any(piece.text.strip() for piece in parts[-1]):
-        parts.pop()                               # as in A1111, a last BREAK with nothing after it does nothing
-    return tuple(tuple(piece for piece in part if piece.text) for part in parts)
-
-
-def said(items: Items, step: int, steps: int) -> Iterator[tuple[str, float]]:
-    """The texts in order, each with the product of the weights around it. No recursion: brackets may be deep."""
-    open_brackets = [(iter(items), 1.0)]
-    while open_brackets:
-        rest, weight = open_brackets[-1]
-        for item in rest:
-            if not isinstance(item, str):
-                open_brackets.append((iter(item.at(step, steps)), allowed(weight * item.weight)))
-                break
-            yield item, weight
-        else:
-            open_brackets.pop()
-
-
-def allowed(weight: float) -> float:
-    """A weight, if it is one that can be meant."""
-    if abs(weight) <= HEAVIEST:
-        return weight
-    raise MinisdError(f"a prompt with a weight of {weight:g}", why="brackets within brackets multiply",
-                      remedy=rf"give -{HEAVIEST:g} to {HEAVIEST:g}; \( and \[ are brackets as they stand", code=USAGE)

@@ -1,6 +1,7 @@
 """Prompts to conditions: each reading is split into windows, each window read by the text models, and all joined."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from minisd.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 BORDER_WORDS, SHOWN, SPANS = 3, 4, 8              # how much a note or an explanation shows before it says "…"
+AND = re.compile(r"\bAND\b")
 ROUNDING = 1e-6                                   # a mean below this part of the values themselves is noise
 
 Weighed = tuple[int, float]                       # a token and its weight
@@ -39,7 +41,8 @@ def tokenizer_of(cfg: CLIPTextConfig) -> Tokenizer:
 def split(tokenizer: Tokenizer, reading: Reading) -> list[list[Weighed]]:
     """The tokens of each window: full but the last of a part, and at least one window to a part (BREAK ends one).
 
-    Pieces of other weights are tokenized apart, as in A1111; those of one weight are one piece.
+    Pieces of other weights are tokenized apart, as in A1111; those of one weight are one piece. A1111 also moves a
+    border back to a comma within 20 tokens; here it stays where the window is full.
     """
     found = []
     for part in reading:
@@ -71,10 +74,11 @@ def border_note(tokenizer: Tokenizer, reading: Reading) -> str | None:
             f"new ones begin at {_quoted(begins)}")
 
 
-def loose_note(prompt: str) -> str | None:
-    """A sentence on brackets that have no partner, or None."""
+def notes(prompt: str) -> list[str]:
+    """Sentences on what is read otherwise than A1111 would: brackets that have no partner, and AND."""
     loose = [prompt[at:at + 12] for at in read(prompt).loose]
-    return rf"a bracket without a partner stands for itself, as \( and \[ do: {_quoted(loose)}" if loose else None
+    found = [rf"a bracket without a partner stands for itself, as \( and \[ do: {_quoted(loose)}"] if loose else []
+    return [*found, "AND is read as a word: diffusions are not composed"] if AND.search(prompt) else found
 
 
 def _quoted(begins: Sequence[str]) -> str:
@@ -91,7 +95,7 @@ def tell(models: Sequence[CLIPText], prompts: Sequence[str], steps: int, pooled_
 
     Whatever is said at any time is encoded once, and all of it is equally long.
     """
-    for note in filter(None, map(loose_note, prompts)):
+    for note in dict.fromkeys(chain.from_iterable(map(notes, prompts))):
         log.warning(note)
     times = list(zip(*(read(prompt).readings(steps) for prompt in prompts), strict=True))
     row = {reading: n for n, reading in enumerate(dict.fromkeys(chain.from_iterable(times)))}
@@ -111,8 +115,8 @@ def encode(models: Sequence[CLIPText], readings: Sequence[Reading], pooled_label
     if not readings:
         raise MinisdError(what="no prompts", remedy='give at least one; "" is the empty prompt', code=USAGE)
     tokenizers = [tokenizer_of(model.cfg) for model in models]
-    notes = (border_note(tokenizer, reading) for reading in dict.fromkeys(readings) for tokenizer in tokenizers)
-    for note in dict.fromkeys(filter(None, notes)):
+    borders = (border_note(tokenizer, reading) for reading in dict.fromkeys(readings) for tokenizer in tokenizers)
+    for note in dict.fromkeys(filter(None, borders)):
         log.warning(note)
     count = max(len(split(tokenizer, reading)) for tokenizer in tokenizers for reading in readings)
     each = [_encode(model, tokenizer, readings, count) for model, tokenizer in zip(models, tokenizers, strict=True)]
@@ -166,7 +170,7 @@ def explain(prompt: str, tokenizers: Sequence[Tokenizer], steps: int) -> str:
     Text encoders that read it alike are shown once.
     """
     readings = read(prompt).readings(steps)
-    lines = list(filter(None, [loose_note(prompt)]))
+    lines = notes(prompt)
     for reading in dict.fromkeys(readings):
         lines += ["", spans([step for step, one in enumerate(readings, start=1) if one == reading]) + f" of {steps}"]
         shown: dict[tuple[str, ...], list[str]] = {}

@@ -149,6 +149,7 @@ def test_weights_that_cannot_be_meant_are_refused(prompt: str) -> None:
     with pytest.raises(MinisdError, match="a prompt with a weight of") as caught:
         read(prompt).readings(1)
     assert caught.value.code == USAGE and len(str(caught.value).splitlines()) <= 6
+    assert prompt[:10] in caught.value.where
 
 
 def test_the_heaviest_weight_is_allowed() -> None:

@@ -14,7 +14,7 @@ from minisd.text import (
     border_note,
     encode,
     explain,
-    loose_note,
+    notes,
     spans,
     split,
     tell,
@@ -235,8 +235,14 @@ def test_brackets_without_a_partner_are_told(model: CLIPText, caplog: pytest.Log
         tell([model], ["", "a (red apple"], 3, False)
     (message,) = caplog.messages
     assert "without a partner" in message and "“(red apple…”" in message and r"\(" in message
-    assert loose_note("a (red) apple") is None
-    assert str(loose_note("( " * 1000)).endswith(", …") and len(str(loose_note("( " * 1000))) < 200
+    assert notes("a (red) apple") == []
+    (note,) = notes("( " * 1000)
+    assert note.endswith(", …") and len(note) < 200
+
+
+def test_a_prompt_that_a1111_would_compose_is_told() -> None:
+    assert notes("a cat AND a dog") == ["AND is read as a word: diffusions are not composed"]
+    assert notes("a cat and a DOG, SAND") == [] and len(notes("(a AND b")) == 2
 
 
 def test_an_explanation_shows_tokens_weights_windows_and_times() -> None:
