@@ -2,11 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minisd.command import command
 from minisd.errors import INTERRUPTED, MinisdError
-from minisd.generate.options import Options
+from minisd.generate.options import Options, Questions
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -19,10 +19,17 @@ def run(options: Options) -> None:
     # Threads that wait by spinning make this twelve times slower beside another busy process; torch reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        grid(options) if options.many.grid else pictures(options)
+        way(options)(options)
     except KeyboardInterrupt as stop:
         raise MinisdError("interrupted", str(options.out), "the pictures already there are whole",
                           code=INTERRUPTED) from stop
+
+
+def way(options: Options) -> Callable[[Options], None]:
+    """What is asked for."""
+    if options.questions != Questions():
+        return answers
+    return grid if options.many.grid else pictures
 
 
 def pictures(options: Options) -> None:
@@ -39,6 +46,18 @@ def grid(options: Options) -> None:
     plan = planned(options)
     from minisd.generate.sheets import draw
     draw(plan)
+
+
+def answers(options: Options) -> None:
+    """To questions that need no weights, and most of them not even torch."""
+    from minisd.generate import request
+    prompts = request.questioned(options)
+    if options.questions.list_samplers:
+        from minisd.generate.names import samplers
+        print(samplers())
+    if prompts or options.questions.sampler_info is not None:
+        from minisd.generate.answers import answer
+        print(answer(options, prompts))
 
 
 if __name__ == "__main__":

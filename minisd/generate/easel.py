@@ -6,17 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from minisd import __version__, images, metadata
 from minisd.drawing import Drawing
 from minisd.errors import RESOURCE, MinisdError
-from minisd.generate.gallery import Place
+from minisd.generate.gallery import Place, preview_name, rewrite
 from minisd.pipeline import StableDiffusion
+from minisd.preview import factors_of, previews
 from minisd.samplers.loop import Interval
 from minisd.shares import Share
+from minisd.walk import OnStep
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Easel:
     sha256: str                                   # of the model's weights
     out: Path
     share: Share
-    pictures: Mapping[str, Image]                 # that drawings begin from, by fingerprint
+    pictures: Mapping[str, Image.Image]           # that drawings begin from, by fingerprint
+    every: int | None = None                      # steps between previews
 
     def missing(self, drawings: Sequence[Drawing], places: Sequence[Place], batch: int) -> list[list[Order]]:
         """This process's batches of what is not there.
@@ -49,11 +52,13 @@ class Easel:
                    for group in self.sd.batches(drawings, batch)]
         return [group for group in self.share.of(batches) if any(order.written for order in group)]
 
-    def draw(self, batches: Sequence[Sequence[Order]]) -> Iterator[tuple[Path, Image]]:
+    def draw(self, batches: Sequence[Sequence[Order]]) -> Iterator[tuple[Path, Image.Image]]:
         """Each picture that is written, and its file."""
+        look = self._look()
+
         def step(x: Tensor, s: Interval) -> Tensor:
             bar.update()
-            return x
+            return look(x, s)
 
         steps = sum(group[0].drawing.walked for group in batches)
         with tqdm(total=steps, unit="step", disable=None, desc=self.share.name.strip(": ") or None) as bar:
@@ -62,7 +67,19 @@ class Easel:
                     pictures = self.sd.draw([order.drawing for order in group], step, self.pictures)
                 yield from self._write(pictures, group)
 
-    def _write(self, pictures: Iterable[Image], group: Sequence[Order]) -> Iterator[tuple[Path, Image]]:
+    def _look(self) -> OnStep:
+        """What is done after each step: nothing, or a preview."""
+        if self.every is None:
+            return lambda x, s: x
+        path, factor = self.out / preview_name(self.share), self.sd.vae.cfg.factor
+
+        def show(small: list[Image.Image], s: Interval) -> None:
+            large = [one.resize((one.width * factor, one.height * factor), Image.Resampling.BICUBIC) for one in small]
+            rewrite(images.grid(large), path)
+
+        return previews(self.every, factors_of(self.sd.vae, self.sd.cfg.latent_scale), show)
+
+    def _write(self, pictures: Iterable[Image.Image], group: Sequence[Order]) -> Iterator[tuple[Path, Image.Image]]:
         for picture, order in zip(pictures, group, strict=True):
             if not order.written:
                 continue

@@ -15,11 +15,12 @@ from minisd import __version__
 from minisd.drawing import Drawing
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.metadata import Drawn, read_drawn
+from minisd.shares import Share
 
 log = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(\d{5,9})-.*\.png")
-MARK = "minisd-sheet"                             # the text chunk of a sheet
+MARK = "minisd-sheet"                             # the text chunk of a sheet or preview
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def recorded(path: Path) -> Key | None:
 
 
 def must_be_ours(path: Path) -> None:
-    """A sheet is written anew each time, but never over a file that is none."""
+    """A sheet or preview is written anew each time, but never over a file that is none."""
     if not path.exists():
         return
     try:
@@ -99,7 +100,7 @@ def must_be_ours(path: Path) -> None:
     except (OSError, ValueError, SyntaxError):
         ours = False
     if not ours:
-        raise MinisdError("another file has the name of the sheet", str(path), "only a sheet is written anew",
+        raise MinisdError("another file has the name of a sheet", str(path), "only sheets are written anew",
                           "rename it, or give another folder by --out", USAGE)
 
 
@@ -116,3 +117,8 @@ def rewrite(sheet: Image.Image, path: Path) -> None:
                           "free some space, or give another folder by --out", RESOURCE) from error
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def preview_name(share: Share) -> str:
+    """Of the file of previews: each process has its own."""
+    return "preview.png" if share.alone else f"preview-{share.rank}.png"

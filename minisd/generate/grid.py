@@ -138,9 +138,10 @@ def planned(options: Options) -> Plan:
     except MinisdError as error:
         error.where = f"{path}, {error.where}" if error.where else str(path)
         raise
-    request.make_folder(options.out)
+    us = share()
+    request.make_folder(options, us)
     title = "" if any(axis.name == "prompt" for axis in grid.axes.values()) else fixed["prompt"]
-    return Plan(options, cells, grid.shape, title, path.stem, share())
+    return Plan(options, cells, grid.shape, title, path.stem, us)
 
 
 def check_axes(grid: Grid, fixed: Mapping[str, Any]) -> None:

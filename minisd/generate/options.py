@@ -104,6 +104,18 @@ class Many:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """Answered without drawing anything."""
+
+    explain: bool = False
+    """How each PROMPT is read: its tokens, weights and windows, and what it says in which steps."""
+    list_samplers: bool = False
+    """The names that --sampler takes."""
+    sampler_info: Annotated[str | None, given(str, "NAME"), shown()] = None
+    """What a sampler does in --steps, and its noise levels."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Draw pictures from words. Each is written whole, with its options inside, and none is ever overwritten."""
 
@@ -114,10 +126,13 @@ class Options:
     guidance: OmitArgPrefixes[Guidance] = Guidance()
     start: OmitArgPrefixes[Start] = Start()
     hires: OmitArgPrefixes[Hires] = Hires()
+    questions: OmitArgPrefixes[Questions] = Questions()
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("pictures")
     """Where to write the pictures."""
+    preview_every: Annotated[int | None, given(int, "1..1000"), shown()] = None
+    """Show what the pictures are becoming after every so many steps, in preview.png beside them."""
     device: Annotated[str, arg(metavar="auto|cpu|cuda")] = "auto"
     """Where to compute."""
     dtype: Annotated[str | None, given(str, "|".join(DTYPES)), shown("auto")] = None

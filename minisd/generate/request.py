@@ -7,10 +7,12 @@ from pathlib import Path
 from minisd.drawing import STANDARD
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.generate import drawings
+from minisd.generate.gallery import must_be_ours, preview_name
 from minisd.generate.options import BATCH, COUNT, DTYPES, SEED, Options, changed, chosen
 from minisd.metadata import Drawn, read_drawn
 from minisd.prompt import read
-from minisd.ranges import SEEDS, in_range
+from minisd.ranges import SEEDS, STEPS, in_range
+from minisd.samplers.recipes import sampler
 from minisd.shares import Share, share
 
 COUNTS, BATCHES = (1, 10_000), (1, 64)
@@ -39,8 +41,17 @@ def asked(options: Options) -> Request:
     options = options if drawn is None else remembering(options, drawn)
     prompts = read_prompts(options)
     check(options, prompts)
-    make_folder(options.out)
+    make_folder(options, us)
     return Request(options, prompts, drawn, again, us)
+
+
+def questioned(options: Options) -> list[str]:
+    """The prompts that are to be explained, once everything given has been checked."""
+    prompts = read_prompts(options) if options.questions.explain else []
+    if options.questions.sampler_info is not None:
+        sampler(options.questions.sampler_info)   # refuses a name that is none
+    check(options, prompts)
+    return prompts
 
 
 def with_sides(options: Options) -> Options:
@@ -105,6 +116,7 @@ def check(options: Options, prompts: Sequence[str]) -> None:
     in_range("count", count, *COUNTS)
     in_range("batch", BATCH if many.batch is None else many.batch, *BATCHES)
     in_range("seed", seed, 0, SEEDS - count)
+    in_range("preview-every", 1 if options.preview_every is None else options.preview_every, *STEPS)
     if (options.dtype or "auto") not in DTYPES:
         raise MinisdError(f"--dtype {options.dtype}", remedy=f"give {', '.join(DTYPES)}", code=USAGE)
     if len(prompts) * count > COUNTS[1]:
@@ -115,10 +127,12 @@ def check(options: Options, prompts: Sequence[str]) -> None:
         read(prompt).readings(options.picture.steps or STANDARD.steps)    # refuses absurd weights
 
 
-def make_folder(folder: Path) -> None:
-    """A folder that cannot be made is told before anything is drawn."""
+def make_folder(options: Options, us: Share) -> None:
+    """A folder that cannot be made is told before anything is drawn, and a file that stands in a preview's way."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MinisdError("the folder for the pictures cannot be made", str(folder), error.strerror or str(error),
+        raise MinisdError("the folder for the pictures cannot be made", str(options.out), error.strerror or str(error),
                           "give another one by --out", RESOURCE) from error
+    if options.preview_every is not None:
+        must_be_ours(options.out / preview_name(us))

@@ -35,7 +35,7 @@ def draw(plan: Plan) -> None:
     for model, source in sources.items():
         cells = [n for n, own in enumerate(plan.models) if own == model]
         if any(there[n].path is None for n in cells):
-            easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures)
+            easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures, plan.options.preview_every)
             batches = easel.missing([wanted[n] for n in cells], [there[n] for n in cells], plan.batch)
             list(easel.draw(batches))
             del easel, batches                    # the next model needs the memory

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from minisd.config import ModelConfig
 from minisd.devices import pick_device, pick_dtype
 from minisd.drawing import Defaults, Drawing
 from minisd.generate.gallery import Key
@@ -39,10 +40,15 @@ def opened(path: Path, options: Options, share: Share) -> Source:
     """The model at a path; its weights are read once, for their fingerprint."""
     device = pick_device(device_of(options.device, share))
     dtype = str(pick_dtype(options.dtype or "auto", device)).removeprefix("torch.")
+    own, cfg = described(path)
+    return Source(path, fingerprint(path), own, cfg.size, device, dtype)
+
+
+def described(path: Path) -> tuple[Defaults, ModelConfig]:
+    """What a model says of itself: how it likes to draw, and its shapes."""
     model = open_model(path)
     model.must_be_drawable()
-    own = structured(Defaults, model.defaults, str(path / CONFIG))
-    return Source(path, fingerprint(path), own, model.cfg.size, device, dtype)
+    return structured(Defaults, model.defaults, str(path / CONFIG)), model.cfg
 
 
 def device_of(name: str, share: Share) -> str:

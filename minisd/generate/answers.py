@@ -1,0 +1,22 @@
+"""Answers to questions about a model that need its config, but none of its weights."""
+
+from collections.abc import Sequence
+
+from minisd.generate.options import MODEL, Options
+from minisd.generate.source import described
+from minisd.samplers.info import sampler_info
+from minisd.store import find
+from minisd.text import explain, tokenizer_of
+
+
+def answer(options: Options, prompts: Sequence[str]) -> str:
+    """How the prompts are read, and what a sampler does: with this model, and in as many steps as it would take."""
+    own, cfg = described(find(options.picture.model or MODEL))
+    steps, name = options.picture.steps or own.steps, options.questions.sampler_info
+    tokenizers, negative = [tokenizer_of(text) for text in cfg.text], options.picture.negative
+    parts = [f"{prompt}\n{explain(prompt, tokenizers, steps)}" for prompt in prompts]
+    if prompts and negative:
+        parts.append(f"Negative prompt: {negative}\n{explain(negative, tokenizers, steps)}")
+    if name is not None:
+        parts.append(sampler_info(name, steps, cfg.noise))
+    return "\n\n".join(parts)
