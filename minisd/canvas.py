@@ -16,26 +16,32 @@ Box = tuple[int, int, int, int]                   # left, top, right, bottom, as
 
 
 @dataclass(frozen=True)
+class Joint:
+    """Where a drawn part goes, and how."""
+
+    whole: Image.Image
+    box: Box                                      # of the part in the whole
+    share: NDArray[np.float32]                    # of the drawn in each pixel of the box, [height, width, 1]
+
+
+@dataclass(frozen=True)
 class Canvas:
-    """What a walk begins from; with a mask, the whole picture and the part of it that is drawn as well."""
+    """What a walk begins from; with a mask, also the way back into the whole picture."""
 
     picture: Image.Image                          # RGB, of the size that is drawn
     mask: Image.Image | None = None               # of the same size: white is drawn anew, the feather included
-    whole: Image.Image | None = None
-    box: Box = (0, 0, 0, 0)                       # the part of the whole
-    share: NDArray[np.float64] | None = None      # of the drawn in each pixel of the whole, [height, width, 1]
+    joint: Joint | None = None
 
     def put_back(self, drawn: Image.Image) -> Image.Image:
         """The whole picture with what was drawn in it; where its share is 0, byte for byte as it was."""
-        if self.whole is None or self.share is None:
+        if self.joint is None:
             return drawn
-        left, top, right, bottom = self.box
-        part = drawn.resize((right - left, bottom - top), LANCZOS)
-        old = np.array(self.whole)
-        new = old.astype(np.float64)
-        new[top:bottom, left:right] = np.asarray(part)
-        mixed = old + (new - old) * self.share
-        return Image.fromarray(mixed.round().astype(np.uint8))
+        whole, box = self.joint.whole.copy(), self.joint.box
+        old = np.asarray(whole.crop(box)).astype(np.float32)
+        new = np.asarray(drawn.resize((box[2] - box[0], box[3] - box[1]), LANCZOS)).astype(np.float32)
+        mixed = old + (new - old) * self.joint.share
+        whole.paste(Image.fromarray(mixed.round().astype(np.uint8)), box[:2])
+        return whole
 
 
 def canvas_of(drawing: Drawing, pictures: Mapping[str, Image.Image]) -> Canvas | None:
@@ -55,11 +61,11 @@ def canvas_of(drawing: Drawing, pictures: Mapping[str, Image.Image]) -> Canvas |
         raise MinisdError(f"{_shown(size)} to be drawn, but the picture has {_shown(picture.size)} pixels", "--size",
                           "what is not masked must stay as it is",
                           "leave the size to the picture, or draw the masked area alone by --only-masked", USAGE)
-    grown, share = feathered(mask, feather)
-    box = (0, 0, *size) if padding is None else region(grown.getbbox() or (0, 0, 1, 1), padding, size, picture.size)
+    box = (0, 0, *size) if padding is None else region(_spread(mask, feather), padding, size, picture.size)
+    grown, share = feathered(mask.crop(box), feather)
     # Any white at all makes a pixel of the smaller mask white: a thin line must not be lost.
-    cut = grown.crop(box).resize(size, BOX).point([0] + [255] * 255)
-    return Canvas(picture.crop(box).resize(size, LANCZOS), cut, picture, box, share)
+    cut = grown.resize(size, BOX).point([0] + [255] * 255)
+    return Canvas(picture.crop(box).resize(size, LANCZOS), cut, Joint(picture, box, share))
 
 
 def drawable(size: tuple[int, int]) -> tuple[int, int]:
@@ -71,17 +77,24 @@ def drawable(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def feathered(mask: Image.Image, feather: int) -> tuple[Image.Image, NDArray[np.float64]]:
+def _spread(mask: Image.Image, feather: int) -> Box:
+    """The smallest box that holds all of the mask and its feather."""
+    left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+    return (max(left - feather, 0), max(top - feather, 0),
+            min(right + feather, mask.width), min(bottom + feather, mask.height))
+
+
+def feathered(mask: Image.Image, feather: int) -> tuple[Image.Image, NDArray[np.float32]]:
     """The mask grown by the feather, and every pixel's share, [height, width, 1].
 
     The share is 1 on the mask and falls evenly with the distance from it, to 0 at feather + 1 pixels; distance is
     counted in steps to any of a pixel's eight neighbours.
     """
-    total = np.asarray(mask, np.float64)
+    total = np.asarray(mask, np.float32)
     for _ in range(feather):
         mask = mask.filter(ImageFilter.MaxFilter(3))
-        total = total + np.asarray(mask, np.float64)
-    return mask, (total / (255 * (feather + 1)))[..., None]
+        total = total + np.asarray(mask, np.float32)
+    return mask, (total / np.float32(255 * (feather + 1)))[..., None]
 
 
 def region(masked: Box, padding: int, size: tuple[int, int], whole: tuple[int, int]) -> Box:

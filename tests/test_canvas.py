@@ -95,10 +95,19 @@ def test_a_thin_line_is_not_lost_when_the_part_is_made_smaller() -> None:
     assert canvas(picture, mask, (64, 64), padding=0).mask.getbbox() is not None
 
 
+def test_a_feather_is_within_the_part_that_is_drawn() -> None:
+    picture, mask = noise(200, 200), mask_of((200, 200), (50, 60, 58, 70))
+    joint = canvas(picture, mask, (64, 64), feather=4, padding=0).joint
+    _, whole = feathered(mask, 4)
+    left, top, right, bottom = joint.box
+    assert np.array_equal(joint.share, whole[top:bottom, left:right])
+    assert whole.sum() == pytest.approx(joint.share.sum())           # none of it lies outside
+
+
 def test_only_the_masked_part_is_drawn_larger() -> None:
     picture = noise(333, 201)                     # of no drawable size
     part = canvas(picture, mask_of(picture.size, (100, 100, 116, 116)), (64, 64), padding=8)
-    assert part.picture.size == part.mask.size == (64, 64) and part.box == (92, 92, 124, 124)
+    assert part.picture.size == part.mask.size == (64, 64) and part.joint.box == (92, 92, 124, 124)
     assert part.put_back(part.picture).size == (333, 201)
     assert np.asarray(part.mask)[20:44, 20:44].all() and not np.asarray(part.mask)[:14].any()
 

@@ -15,6 +15,8 @@ from minisd.config import TINY_MODEL
 from minisd.control import Guide, Mask, Start
 from minisd.drawing import Drawing
 from minisd.pipeline import StableDiffusion
+from minisd.samplers.guidance import thresholded
+from minisd.samplers.schedule import Level
 from minisd.unet import UNet
 from minisd.vae import VAE
 from minisd.walk import draw_latents
@@ -125,3 +127,11 @@ def test_instruct_pix2pix(sampler: str, image_guidance: float, measured) -> None
 def test_rescaled_guidance(sampler: str, prediction: str, measured) -> None:
     measured("guidance rescale", compare("", model(4, prediction), drawing(sampler, guide=Guide(rescale=0.7)),
                                          guidance_rescale=0.7, width=SIZE[0], height=SIZE[1]))
+
+
+def test_thresholding_where_the_bound_is_1(measured) -> None:
+    """diffusers has Imagen's, for pixels; ours is that where x0 without guidance reaches just 1."""
+    x0 = 3 * torch.randn(4, 4, 8, 9, generator=torch.Generator().manual_seed(5))
+    reference = scheduler_of(DDIM, thresholding=True, dynamic_thresholding_ratio=0.97, sample_max_value=1e9)
+    ours = thresholded(0.97)(x0, torch.ones_like(x0), x0, Level(1.0, 0.0))
+    measured("dynamic thresholding", assert_close("x0", ours, reference._threshold_sample(x0), TOLERANCE))
