@@ -16,17 +16,22 @@ from reference.schedulers import (
     LINSPACE,
     NO_CLIP,
     PNDM,
+    SINGLESTEP,
     TABLE,
     TRAILING,
+    UNIPC,
     scheduler_of,
     widen,
 )
 from torch import Tensor
 
+from minisd.samplers.churn import Churn
 from minisd.samplers.loop import Interval, Point, sample
 from minisd.samplers.multistep import DPMMultistep
 from minisd.samplers.onestep import Euler
 from minisd.samplers.schedule import Spacing, karras, linspace, linspace_rounded, trailing
+from minisd.samplers.singlestep import DPMSinglestep
+from minisd.samplers.unipc import UniPC
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("diffusers", reason="compares with diffusers: pip install minisd[reference]")
@@ -154,3 +159,72 @@ def test_third_order_sde_of_diffusers_has_a_wrong_sign(monkeypatch: pytest.Monke
     published, whole = (abs(DPMMultistep(3, eta=1.0, curvature=c)(before, s) - exact) for c in ("published", "exact"))
     assert whole < 1e-10
     assert abs(after - exact) > 10 * published > 1e-6
+
+
+def test_churn_of_diffusers_comes_after_the_network() -> None:
+    """It adds noise to x when the network has already answered for x without it; Karras et al. ask afterwards.
+
+    The network here knows the picture, so a step that asks about the x it goes on from keeps x on its line to it.
+    """
+    picture, x, noise = (torch.tensor([[value]], dtype=torch.float64) for value in (0.7, 9.0, 1.3))
+    scheduler = scheduler_of(EULER, **LINSPACE)
+    scheduler.set_timesteps(10)
+    scheduler.is_scale_input_called = True
+    now, later = (float(sigma) for sigma in scheduler.sigmas[3:5])
+    raised = now * (1 + 2 / 10)
+    stirred = x + 1.0 * math.sqrt(raised ** 2 - now ** 2) * noise
+    exact = picture + later / raised * (stirred - picture)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.schedulers.scheduling_euler_discrete.randn_tensor", lambda *_, **__: noise)
+        got = scheduler.step((x - picture) / now, scheduler.timesteps[3], x, s_churn=2.0).prev_sample
+    assert float((got - exact).abs()) > 0.1, "the reference has been put right: compare churn in test_samplers too"
+
+    schedule = linspace(TABLE, 10)
+    s = Interval(3, 0, schedule, TABLE, [Point(schedule[0], x, x)] * 3, lambda *_: noise, lambda x, level: picture)
+    assert float((Euler(churn=Churn(2.0))(x, s) - exact).abs()) < 1e-5
+
+
+def test_unipc_bh1_of_diffusers_ends_in_nan() -> None:
+    """Its B(h) = h is infinite on the way to sigma 0, and is multiplied by no differences at all: infinity by zero."""
+    scheduler = scheduler_of(UNIPC, solver_type="bh1")
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for t in scheduler.timesteps:
+        assert x.isfinite()
+        x = scheduler.step(0.5 * x, t, x).prev_sample
+    assert x.isnan()
+    end = sample(UniPC(2, "bh1"), lambda x, level: 0.5 * x, torch.ones(1), linspace_rounded(TABLE, 4), TABLE,
+                 noise=no_noise)
+    assert end.isfinite()
+
+
+def test_third_order_singlestep_sde_of_diffusers_has_a_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same slip as in the multistep solver: where the answers are a parabola in lambda, and noise is zero."""
+    widen(SINGLESTEP, monkeypatch)
+
+    def parabola(lam: float) -> float:
+        return 0.3 + 0.7 * lam - 0.9 * lam ** 2
+
+    n = 40
+    scheduler = scheduler_of(SINGLESTEP, solver_order=3, algorithm_type="sde-dpmsolver++", solver_type="heun",
+                             lower_order_final=True)
+    scheduler.set_timesteps(n)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_singlestep.randn_tensor",
+                        lambda *_, **__: torch.zeros(1, 1))
+    schedule = linspace_rounded(TABLE, n)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    states = [x]
+    for t, level in zip(scheduler.timesteps[:21], schedule, strict=False):
+        out = (x * level.scale - parabola(-math.log(level.sigma))) / level.sigma
+        x = scheduler.step(out, t, x).prev_sample
+        states.append(x)
+    start, to = schedule[18], schedule[21]                       # a whole group of three
+    lam = np.linspace(-math.log(start.sigma), -math.log(to.sigma), 100_001)
+    before = float(states[18]) * start.scale
+    exact = (math.exp(-2 * (lam[-1] - lam[0])) * before
+             + np.trapezoid(2 * np.exp(-2 * (lam[-1] - lam)) * parabola(lam), lam))
+    past = [Point(level, before, parabola(-math.log(level.sigma))) for level in schedule[:20]]
+    s = Interval(20, 0, schedule, TABLE, past, lambda *_: 0.0, lambda x, level: parabola(-math.log(level.sigma)))
+    assert abs(DPMSinglestep(3, eta=1.0, slope="heun")(before, s) - exact) < 1e-9
+    assert abs(float(states[21]) * to.scale - exact) > 1e-3
