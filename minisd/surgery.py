@@ -91,10 +91,11 @@ def even(layers: tuple[int, ...]) -> int | tuple[int, ...]:
 
 def pairs(teacher: UNetConfig, cfg: UNetConfig) -> dict[str, str]:
     """The student's sites whose features are compared, and the teacher's beside them: the last output of every down
-    and up stage, as in BK-SDM, and the mid block's where both have one."""
+    and up stage, resized where the stage does so, as in BK-SDM; and the mid block's where both have one."""
     stages, gone = len(cfg.widths), len(teacher.widths) - len(cfg.widths)
     both_mid = teacher.mid_depth is not None and cfg.mid_depth is not None
-    return ({f"down.{i}": f"down.{i}" for i in range(stages)} | ({"mid": "mid"} if both_mid else {})
+    down = [*(f"down.{i}.downsample" for i in range(stages - 1)), f"down.{stages - 1}"]
+    return ({site: site for site in down} | ({"mid": "mid"} if both_mid else {})
             | {f"up.{k}": f"up.{k + gone}" for k in range(stages)})
 
 

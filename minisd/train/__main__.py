@@ -1,4 +1,7 @@
-"""`python -m minisd.train RECIPE.toml --data FOLDER --out FOLDER`: run the stages of a recipe, one after the other."""
+"""`python -m minisd.train RECIPE.toml --data FOLDER --out FOLDER`: run the stages of a recipe, one after the other.
+
+`python -m minisd.train data-check FOLDER` looks at every picture and caption beforehand.
+"""
 
 import json
 import os
@@ -13,6 +16,8 @@ from tyro.conf import Positional
 
 from minisd.command import command
 from minisd.errors import RESOURCE, USAGE, MinisdError
+
+SPLITS = ("train", "holdout", "twin")
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,49 @@ class Options:
     """Show the traceback of an error."""
 
 
+@dataclass(frozen=True)
+class DataCheck:
+    """Look at every picture and caption of a folder as training would, and say what is broken, changed or lost."""
+
+    folder: Annotated[Path, Positional]
+    """Pictures with metadata.jsonl, or with a text file beside each; or tar shards."""
+    size: int = 512
+    """Pixels a side of what is trained on, or of the square that buckets have the area of."""
+    ratio: float = 1.0
+    """Largest ratio of the sides of a bucket; 1 = squares only."""
+    window: int = 77
+    """Tokens of the text encoder's window."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: see `errors`."""
-    return command(Options, "python -m minisd.train", run, args)
+    given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["data-check"]:
+        return command(DataCheck, "python -m minisd.train data-check", data_check, given[1:])
+    return command(Options, "python -m minisd.train", run, given)
+
+
+def data_check(options: DataCheck) -> None:
+    """Print the findings; a folder with broken pictures or empty captions is a bad one, by its exit code."""
+    from minisd.tokenizer import Tokenizer
+    from minisd.train.buckets import MULTIPLE, sizes
+    from minisd.train.config import DataConfig
+    from minisd.train.datacheck import HARMFUL, check, report
+    from minisd.train.rows import read_rows
+
+    if options.size < MULTIPLE or options.size % MULTIPLE or not 1 <= options.ratio <= 8:
+        raise MinisdError(f"--size {options.size} --ratio {options.ratio}", code=USAGE,
+                          remedy=f"give a multiple of {MULTIPLE}, and a ratio of 1 to 8")
+    rows = [row for split in SPLITS for row in read_rows(options.folder, DataConfig(), split)]
+    found = check(rows, sizes(options.size, MULTIPLE, options.ratio), Tokenizer(window=options.window))
+    print(report(found))
+    harmful = [heading for heading in HARMFUL if heading in found.files]
+    if harmful:
+        raise MinisdError(" and ".join(f"{len(found.files[heading])} x {heading}" for heading in harmful),
+                          str(options.folder), "training would go on with other pictures in their place",
+                          "repair or remove them, if they are many")
 
 
 def run(options: Options) -> None:

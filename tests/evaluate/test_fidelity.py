@@ -49,7 +49,7 @@ def test_an_untrained_student_has_won_nothing_and_the_teacher_everything(teacher
     assert whole["error of the noise above the teacher's", "student"].value == 0
     assert not any("SSIM" in measure for measure, _ in whole)
     assert {measure.rpartition(" ")[2] for measure, _ in whole if "features" in measure} == {
-        "down.0", "down.1", "mid", "up.0", "up.1"}
+        "down.0.downsample", "down.1", "mid", "up.0", "up.1"}
 
 
 def test_a_student_that_is_worse_than_untrained(teacher, students, data, tmp_path):
@@ -58,7 +58,7 @@ def test_a_student_that_is_worse_than_untrained(teacher, students, data, tmp_pat
     assert won.value < 0 and won.interval[0] <= won.value <= won.interval[1]
     bands = [found[f"error against the teacher, {n}. quarter of t", "student"].value for n in (1, 2, 3, 4)]
     assert found["error against the teacher, all timesteps", "student"].value == pytest.approx(sum(bands) / 4)
-    assert found["relative error of features, down.0", "untrained"].value == 0
+    assert found["relative error of features, down.0.downsample", "untrained"].value == 0
     assert found["relative error of features, up.0", "student"].value > 0
 
 

@@ -61,7 +61,7 @@ def hooked(unet, *question):
     """The answer, and the last output of every down and up stage, by hooks on the modules."""
     found, hooks = [], []
     for stage in (*unet.down, *unet.up):
-        last = stage.upsample or (stage.attn[-1] if len(stage.attn) else stage.res[-1])
+        last = stage.downsample or stage.upsample or (stage.attn[-1] if len(stage.attn) else stage.res[-1])
         hooks.append(last.register_forward_hook(lambda _, __, out: found.append(out)))
     out = unet(*question)
     for hook in hooks:
@@ -92,7 +92,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_it(task):
     made = task(removed=())
     found = loss(made)
     assert found["output"].item() == found["features"].item() == 0 and found["noise"].item() > 0
-    assert set(made.pairs) == {"down.0", "down.1", "mid", "up.0", "up.1"}
+    assert set(made.pairs) == {"down.0.downsample", "down.1", "mid", "up.0", "up.1"}
 
 
 def test_only_the_student_has_gradients_and_means_are_float32_in_bfloat16_too(task):
@@ -164,7 +164,7 @@ def test_the_sheet_and_the_measures(task, tmp_path, monkeypatch):
     measures = made.preview(tmp_path / "samples", 7)
     assert Image.open(tmp_path / "samples" / "0000007.png").width == 6 * 68 - 4
     assert measures.keys() == {"held_out/noise", "held_out/output", "held_out/features", *(
-        f"feature/{site}" for site in ("down.0", "down.1", "up.0", "up.1"))}
+        f"feature/{site}" for site in ("down.0.downsample", "down.1", "up.0", "up.1"))}
     assert measures == made.measure()
     monkeypatch.setattr(Distill, "draw_untrained", lambda _: pytest.fail("it was drawn before"))
     made.preview(tmp_path / "samples", 8)
