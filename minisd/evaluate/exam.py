@@ -97,7 +97,7 @@ def shuffled(words: str) -> str:
 
 def pixels(rows: Iterable[Row], size: int) -> Tensor:
     """Real pictures: [n, 3, size, size] in [-1, 1]."""
-    return torch.stack([square(open_picture(row.path), size) for row in rows]).float() / 127.5 - 1
+    return torch.stack([square(open_picture(row.source()), size) for row in rows]).float() / 127.5 - 1
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

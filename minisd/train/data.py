@@ -113,7 +113,7 @@ class Pictures:
 
     def opened(self, row: Row) -> Tensor:
         """uint8 [3, size, size]: centre square, resized."""
-        return square(open_picture(row.path), self.cfg.size)
+        return square(open_picture(row.source()), self.cfg.size)
 
     def crop(self, picture: Tensor, draws: np.random.Generator) -> Tensor:
         """A random square of the picture where the config asks for one."""

@@ -36,9 +36,9 @@ def check(rows: Iterable[Row], buckets: Sequence[Bucket], tokenizer: Tokenizer) 
     found = Findings()
     for row in rows:
         found.pictures += 1
-        for heading, why in (*of_captions(row, tokenizer), *of_file(row.path)):
+        for heading, why in (*of_captions(row, tokenizer), *of_file(row)):
             found.note(heading, row.path, why)
-        size = size_of(row.path)
+        size = size_of(row)
         if size is None:
             continue
         bucket = assigned(size, buckets)
@@ -58,14 +58,14 @@ def of_captions(row: Row, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
             yield "caption is cut", f"{tokens} tokens, {tokenizer.room} fit"
 
 
-def of_file(path: Path) -> Iterator[tuple[str, str]]:
+def of_file(row: Row) -> Iterator[tuple[str, str]]:
     """What the file is, beyond plain 8-bit RGB; or that it cannot be read to its end."""
     try:
-        open_picture(path)
+        open_picture(row.source())
     except MinisdError as fault:
         yield "broken", fault.why
         return
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(row.source(), formats=FORMATS) as image:
         turned = image.getexif().get(ORIENTATION, 1)
         if turned not in (0, 1):
             yield "turned by EXIF", f"orientation {turned}; it is put upright"
@@ -79,10 +79,10 @@ def of_file(path: Path) -> Iterator[tuple[str, str]]:
             yield "several frames", "the first is taken"
 
 
-def size_of(path: Path) -> tuple[int, int] | None:
+def size_of(row: Row) -> tuple[int, int] | None:
     """Width and height as it is shown, or None where it cannot be read."""
     try:
-        return open_picture(path).size
+        return open_picture(row.source()).size
     except MinisdError:
         return None
 

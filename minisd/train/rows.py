@@ -1,18 +1,20 @@
 """The rows of a picture-caption folder: which picture has which captions.
 
 A folder holds `metadata.jsonl`, one row per picture: {"file" or "file_name", "captions" or "text", and optionally
-"style", "concept", "core", "split"}. Without it every picture is a row, and x.txt beside x.png its caption.
+"style", "concept", "core", "split"}. Without it the folder may hold tar shards; else every picture is a row, and x.txt
+beside x.png its caption.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from minisd.errors import MinisdError
 from minisd.train.config import DataConfig
+from minisd.train.shards import Member, entries, shards
 
 INDEX = "metadata.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -28,19 +30,28 @@ class Row:
     concept: str = ""
     split: str = "train"
     core: bool = True
+    member: Member | None = None                  # where it lies in a shard; `path` is then the shard's with its name
+
+    def source(self) -> Path | BinaryIO:
+        """What the picture is opened from."""
+        return self.path if self.member is None else self.member.open()
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the file's bytes: what caches are keyed by, so that an edited picture is encoded anew."""
         try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            data = self.path.read_bytes() if self.member is None else self.member.read()
+            return hashlib.sha256(data).hexdigest()
         except OSError as fault:
             raise MinisdError("the picture cannot be read", str(self.path), fault.strerror or str(fault)) from fault
 
 
 def read_rows(folder: Path, cfg: DataConfig, split: str) -> list[Row]:
     """The rows of a folder that the config and the split select."""
-    rows = indexed(folder) if (folder / INDEX).is_file() else captioned(folder)
+    if (folder / INDEX).is_file():
+        rows = indexed(folder)
+    else:
+        rows = sharded(folder) if shards(folder) else captioned(folder)
     return [row for row in rows if row.split == split
             and (not cfg.styles or row.style in cfg.styles) and (row.core or not cfg.core_only)]
 
@@ -58,6 +69,19 @@ def indexed(folder: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             why = f"no entry {fault}" if isinstance(fault, KeyError) else str(fault)
             raise MinisdError("a broken row", f"{index}:{number}", why, "correct or delete the line") from fault
+    return rows
+
+
+def sharded(folder: Path) -> list[Row]:
+    """The pictures of the folder's tar shards, in their order."""
+    rows = []
+    for shard in shards(folder):
+        for member, entry in entries(shard, SUFFIXES):
+            try:
+                rows.append(replace(as_row({**entry, "file_name": member.name}, shard), member=member))
+            except (ValueError, KeyError, TypeError, AttributeError) as fault:
+                why = f"no entry {fault}" if isinstance(fault, KeyError) else str(fault)
+                raise MinisdError("a broken row", f"{shard}:{member.name}", why, "correct its .json") from fault
     return rows
 
 
