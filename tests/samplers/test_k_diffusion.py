@@ -53,6 +53,11 @@ WALKS = {f"{name}, {prediction}": (solver, schedule) for name, solver, schedule 
 
 @pytest.mark.parametrize("name", WALKS)
 def test_a_whole_walk_ends_where_that_of_k_diffusion_does(name: str) -> None:
+    assert walk_difference(name) <= WITHIN
+
+
+def walk_difference(name: str) -> float:
+    """Relative difference of the ends; fails where it is beyond the bar, or the network is not asked as often."""
     solver, schedule = WALKS[name]
     with safe_open(GOLDEN, "pt") as golden:
         wanted, calls = golden.get_tensor(name), json.loads(golden.metadata()["calls"])[name]
@@ -66,9 +71,9 @@ def test_a_whole_walk_ends_where_that_of_k_diffusion_does(name: str) -> None:
     network = conditioned(denoiser(toy_unet(), name.split(", ")[-1]),
                           Conditioning(torch.zeros(1, 1, 1, dtype=torch.float64)))
     end = sample(solver, denoise, first * schedule[0].sigma, schedule, TABLE, noise=noise_of(name, schedule, rest))
-    assert_close(name, end, wanted, WITHIN)
     # Where a step is refused, ours keeps the answer at its beginning, and k-diffusion asks again.
     assert len(asked) == calls or ("adaptive" in name and solver.calls(schedule) < len(asked) < calls)
+    return assert_close(name, end, wanted, WITHIN)
 
 
 def noise_of(name: str, schedule: list[Level], noises: list[Tensor]) -> Callable[[Level, Level], Tensor]:
@@ -79,6 +84,13 @@ def noise_of(name: str, schedule: list[Level], noises: list[Tensor]) -> Callable
     return lambda *_: next(fresh)
 
 
+def recorded_in() -> dict[str, str]:
+    """Versions of what made the recording."""
+    with safe_open(GOLDEN, "pt") as golden:
+        return json.loads(golden.metadata()["versions"])
+
+
 def test_every_recorded_walk_is_compared() -> None:
     with safe_open(GOLDEN, "pt") as golden:
-        assert set(golden.keys()) == set(WALKS) and "k-diffusion" in golden.metadata()["versions"]
+        assert set(golden.keys()) == set(WALKS)
+    assert set(recorded_in()) == {"k-diffusion", "torch"}
