@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("library", choices=("minisd", "diffusers"))
     parser.add_argument("folder")
     parser.add_argument("job", choices=("import", "load", "text", "unet", "vae", "picture"))
-    parser.add_argument("dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("side", type=int, help="of the latents")
     parser.add_argument("--channels-last", action="store_true")
     answers = os.fdopen(os.dup(1), "w", buffering=1)

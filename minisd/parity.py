@@ -16,6 +16,7 @@ from weights_convert.tables import Row
 from weights_convert.translate import from_ours
 
 REFERENCE = "diffusers"
+PARTS = ("text", "unet", "vae")
 Run = Callable[[nn.Module], object]
 
 
@@ -23,26 +24,46 @@ def compare(a: object, b: object, prediction: str | None, size: int, tolerance: 
     """Prints each layer's largest absolute and relative difference; returns the largest relative one."""
     first = open_model(str(a), prediction)
     second = first if str(b) == REFERENCE else open_model(str(b), prediction)
+    both = [name for name in PARTS if name in first.parts and name in second.parts]
+    if not both:
+        raise MinisdError("there is nothing to compare", f"{a} beside {b}", f"{first.family}, and {second.family}",
+                          "give two that have a text encoder, a UNet or a VAE in common", USAGE)
     worst, over = 0.0, ""
-    for name in ("text", "unet", "vae"):
-        if name not in first.parts or name not in second.parts:
-            continue
-        one, other = first.parts[name], second.parts[name]
-        if str(b) == REFERENCE:
-            one = set_aside(one)[0] if name == "text" else one
-            theirs, pairs = reference(one), paired(one.rows("hf-bare" if name == "text" else "diffusers"))
-        else:
-            theirs, pairs = drawable(other), {module: module for module in paired(one.rows("ours"))}
-        ours = drawable(one)
-        found = outputs(ours, list(pairs), runs(one, size))
-        expected = outputs(theirs, list(pairs.values()), runs(one, size))
-        for layer, tensor in found.items():
-            largest, relative = difference(tensor, expected[pairs[layer]])
+    print(f"{'layer':<64} {'largest':>9} {'relative':>9}")
+    for name in both:
+        found = beside_reference(first.parts[name], size) if str(b) == REFERENCE else side_by_side(
+            first.parts[name], second.parts[name], size)
+        for layer, (largest, relative) in found.items():
             over = over or (f"{name}.{layer}" if relative > tolerance else "")
             worst = max(worst, relative)
-            print(f"{name + '.' + layer:<64} {largest:.3g} {relative:.3g}")
+            print(f"{name + '.' + layer:<64} {largest:>9.3g} {relative:>9.3g}")
+    if left := sorted((first.parts.keys() | second.parts.keys()) - set(both)):
+        print(f"not compared: {', '.join(left)}")
     print(f"first layer over {tolerance:g}: {over or 'none'}; largest relative difference {worst:.3g}")
     return worst
+
+
+def side_by_side(one: Part, other: Part, size: int) -> dict[str, tuple[float, float]]:
+    """The differences of two parts of one shape, by layer."""
+    shapes = [{key: list(tensor.shape) for key, tensor in part.ours().items()} for part in (one, other)]
+    if odd := sorted(key for key in shapes[0].keys() | shapes[1].keys() if shapes[0].get(key) != shapes[1].get(key)):
+        raise MinisdError(f"the {one.name} of one is not of the other's shape", f"{one.where} beside {other.where}",
+                          f"{len(odd)} tensors differ, such as {odd[0]}: {shapes[0].get(odd[0], 'none')} and "
+                          f"{shapes[1].get(odd[0], 'none')}", "give two checkpoints of one family", USAGE)
+    return compared(drawable(one), drawable(other), {name: name for name in paired(one.rows("ours"))}, runs(one, size))
+
+
+def beside_reference(part: Part, size: int) -> dict[str, tuple[float, float]]:
+    """The differences from the installed reference with the same weights, by layer."""
+    part = set_aside(part)[0] if part.kind == "text" else part
+    pairs = paired(part.rows("hf-bare" if part.kind == "text" else "diffusers"))
+    return compared(drawable(part), reference(part), pairs, runs(part, size))
+
+
+def compared(ours: nn.Module, theirs: nn.Module, pairs: dict[str, str], run: Run) -> dict[str, tuple[float, float]]:
+    """Each layer's difference, in the order in which ours ran."""
+    found, expected = outputs(ours, list(pairs), run), outputs(theirs, list(pairs.values()), run)
+    return {layer: difference(tensor, expected[pairs[layer]]) for layer, tensor in found.items()}
 
 
 def paired(rows: list[Row]) -> dict[str, str]:

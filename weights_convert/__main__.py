@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,8 @@ from minisd.command import command, shown
 from minisd.errors import MinisdError
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+Prediction = Literal["epsilon", "v", "x0"] | None
+PREDICTIONS = arg(metavar="{epsilon,v,x0}")
 PROGRAM = "python -m weights_convert"
 
 
@@ -24,13 +26,14 @@ class Convert:
     """A single file (.safetensors, .ckpt), a diffusers folder, a native folder, or a part alone."""
     target: Annotated[Positional[Path], arg(metavar="TARGET")]
     """What to write; it must not be there yet."""
-    to: Annotated[Literal["native", "ldm", "diffusers"] | None, shown("ldm for *.safetensors, else native")] = None
+    to: Annotated[Literal["native", "ldm", "diffusers"] | None, shown("ldm for *.safetensors, else native"),
+                  arg(metavar="{native,ldm,diffusers}")] = None
     """The layout to write."""
-    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is")] = None
+    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is"), arg(metavar="{fp16,bf16,fp32}")] = None
     """The precision to write."""
     ema: bool = False
     """Take the EMA copies of a single file; the weights as trained are taken otherwise."""
-    prediction: Annotated[Literal["epsilon", "v", "x0"] | None, shown("as the source says")] = None
+    prediction: Annotated[Prediction, shown("as the source says"), PREDICTIONS] = None
     """What the UNet predicts; SD2.x single files do not say it."""
     allow_nonfinite: bool = False
     """Write weights that are NaN or infinite all the same."""
@@ -39,42 +42,50 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Look:
+    """What all commands that look at a checkpoint have."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Inspect(Look):
     """Say what a checkpoint is: family, layout, parts, dtypes, parameters, and what is unusual."""
 
-    source: Annotated[Positional[Path], arg(metavar="FILE")]
-    debug: bool = False
+    source: Annotated[Positional[Path], arg(metavar="FILE")] = field(kw_only=True)
+    """A file or folder of any layout."""
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(Inspect):
     """Check a checkpoint: its structure and its values; and say what cannot be proven."""
 
-    source: Annotated[Positional[Path], arg(metavar="FILE")]
-    debug: bool = False
-
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Look):
     """Compare the tensors of two checkpoints, whatever their layouts: exit code 0 where they are equal, else 1."""
 
-    a: Annotated[Positional[Path], arg(metavar="A")]
-    b: Annotated[Positional[Path], arg(metavar="B")]
-    debug: bool = False
+    a: Annotated[Positional[Path], arg(metavar="A")] = field(kw_only=True)
+    """A file or folder of any layout."""
+    b: Annotated[Positional[Path], arg(metavar="B")] = field(kw_only=True)
+    """Another."""
 
 
 @dataclass(frozen=True)
-class Parity:
-    """Run two checkpoints on the same seeded input and compare every layer."""
+class Parity(Look):
+    """Run two checkpoints on the same seeded input and compare every layer: exit code 0 if none is over tolerance."""
 
-    a: Annotated[Positional[Path], arg(metavar="A")]
-    b: Annotated[Positional[str], arg(metavar="B|diffusers")]
+    a: Annotated[Positional[Path], arg(metavar="A")] = field(kw_only=True)
+    """A file or folder of any layout; parts alone will do."""
+    b: Annotated[Positional[str], arg(metavar="B")] = field(kw_only=True)
+    """Another; or "diffusers": the installed reference with the weights of A."""
     tolerance: float = 1e-5
     """Largest difference allowed, relative to the largest value of the layer."""
-    prediction: Annotated[Literal["epsilon", "v", "x0"] | None, shown("as the sources say")] = None
+    prediction: Annotated[Prediction, shown("as the sources say"), PREDICTIONS] = None
+    """What the UNet predicts; SD2.x single files do not say it."""
     size: int = 8
     """Latents a side."""
-    debug: bool = False
 
 
 def convert(options: Convert) -> None:
@@ -93,7 +104,7 @@ def convert(options: Convert) -> None:
     for note in model.notes:
         print(f"note: {note}")
     write(model, options.target, to, dtype, options.allow_nonfinite)
-    print(f"{options.target}: {model.family}, {to}, from {model.layout}")
+    print(f"{options.target}: {model.family}, from {model.layout} to {to}")
 
 
 def inspect(options: Inspect) -> None:

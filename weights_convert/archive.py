@@ -25,37 +25,17 @@ class Item(NamedTuple):
         return self.end - self.begin
 
 
-class Directory(io.RawIOBase):
-    """The mapped file for `zipfile`, which would read a directory of any length at once, and parse it for minutes."""
-
-    def __init__(self, file: Mapped) -> None:
-        self.memory, self.at = file.memory, 0
-
-    def seek(self, at: int, whence: int = 0) -> int:
-        self.at = at + {0: 0, 1: self.at, 2: len(self.memory)}[whence]
-        if self.at < 0:
-            raise BadZipFile("a place before the beginning")
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def read(self, size: int = -1) -> bytes:
-        size = len(self.memory) - self.at if size < 0 else size
-        if size > LONGEST_DIRECTORY:
-            raise BadZipFile(f"a directory of {size:,} bytes")
-        found = self.memory[self.at:self.at + size]
-        self.at += len(found)
-        return found
-
-
 def read_archive(file: Mapped) -> tuple[dict[str, Item], bool]:
-    """The entries by their names, and whether the archive has checksums: zeros everywhere are none."""
+    """The entries by their names, and whether the archive has checksums: zeros everywhere are none.
+
+    Its directory is at the end; of a longer one, which would take minutes to parse, the beginning is not found.
+    """
+    end = file.memory[-LONGEST_DIRECTORY:]
+    before = len(file) - len(end)
     try:
-        with ZipFile(Directory(file)) as archive:
-            entries = archive.infolist()
-            items = [located(file, entry) for entry in entries]
-            check_apart(items, archive.start_dir)
+        with ZipFile(io.BytesIO(end)) as archive:
+            items = [located(file, entry, before + entry.header_offset) for entry in archive.infolist()]
+            check_apart(items, before + archive.start_dir)
     except (BadZipFile, ValueError, OverflowError, struct.error, OSError, NotImplementedError, EOFError) as error:
         raise file.refused("the checkpoint's zip archive is damaged or cut off", shown(error, 200),
                            "copy or download it again") from error
@@ -64,12 +44,11 @@ def read_archive(file: Mapped) -> tuple[dict[str, Item], bool]:
     return {item.name: item for item in items}, any(item.crc for item in items if item.size)
 
 
-def located(file: Mapped, entry: ZipInfo) -> Item:
-    """An entry's bytes, if it is stored as it is and its own header agrees with the directory."""
+def located(file: Mapped, entry: ZipInfo, at: int) -> Item:
+    """An entry's bytes, if it is stored as it is and its own header, at that place, agrees with the directory."""
     name = shown(entry.filename)
     if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & ENCRYPTED:
         raise BadZipFile(f"{name} is compressed or encrypted, which PyTorch never does")
-    at = entry.header_offset
     if at < 0 or at + LOCAL.size > len(file):
         raise BadZipFile(f"{name} lies outside the file")
     magic, _, _, method, _, _, _, _, _, name_length, extra_length = LOCAL.unpack_from(file.memory, at)

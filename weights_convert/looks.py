@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,22 +21,31 @@ KNOWN = {  # sha256 of files as their makers published them
     "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": "SD1.4, sd-v1-4.ckpt",
 }
 SHOWN = 10
+NAMES = {"ours": "minisd's", "hf": "transformers'", "hf-bare": "transformers' bare", "diffusers": "diffusers'",
+         "diffusers-2022": "diffusers' of 2022", "ldm": "LDM's", "openclip": "OpenCLIP's"}
 
 
 def report(source: Path) -> Iterator[str]:
     """In lines: family, layout, parts, what is unusual."""
     model = open_model(source)
     yield f"{model.family}" + (f" (preset {model.preset})" if model.preset else "")
-    yield f"layout       {model.layout}, {len(model.files)} files, {sum(file.size for file in model.files):,} bytes"
+    files = "1 file" if len(model.files) == 1 else f"{len(model.files)} files"
+    yield f"layout       {model.layout}, {files}, {sum(file.size for file in model.files):,} bytes"
     predicts = model.cfg.prediction if model.predicts else "epsilon or v: the source does not say"
     if "unet" in model.parts:
         yield f"predicts     {predicts}"
     for name, part in model.parts.items():
         count = sum(tensor.numel() for tensor in part.ours().values())
-        yield f"{name:<12} {count:,} parameters, {dtypes(part.tensors)}, {part.dialect} names"
-        yield f"             {part.cfg}"
+        yield f"{name:<12} {count:,} parameters, {dtypes(part.tensors)}, {NAMES.get(part.dialect, part.dialect)} names"
+        yield f"             {told(part.cfg)}"
     for note in unusual(model):
         yield f"note: {note}"
+
+
+def told(cfg: Any) -> str:
+    """What a config says other than Stable Diffusion 1.5's, which the defaults are."""
+    other = [f"{one.name} {getattr(cfg, one.name)}" for one in fields(cfg) if getattr(cfg, one.name) != one.default]
+    return ", ".join(other) or "as Stable Diffusion 1.5 has it"
 
 
 def dtypes(tensors: Mapping[str, Tensor]) -> str:
@@ -80,7 +91,7 @@ def summary(a: Model, b: Model) -> Iterator[str]:
     found = list(differences(a, b))
     yield from found[:SHOWN * 2]
     if len(found) > SHOWN * 2:
-        yield f"… and {len(found) - SHOWN * 2} more"
+        yield f"… and {len(found) - SHOWN * 2} more: {len(found)} differ in all"
 
 
 def differences(a: Model, b: Model) -> Iterator[str]:

@@ -39,8 +39,8 @@ class Picture:
     """Width alone."""
     height: Annotated[int | None, given(int, "PIXELS"), shown("", "-H")] = None
     """Height alone."""
-    model: Annotated[str | None, given(str, "NAME|FOLDER"), shown("emoji")] = None
-    """An embedded model, or a folder with config.json and safetensors files."""
+    model: Annotated[str | None, given(str, "NAME|PATH"), shown("emoji")] = None
+    """An embedded model; or a checkpoint file, a diffusers folder or one of minisd's."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,22 @@ class Many:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Fresh noise on the way, of the samplers that take some."""
+
+    eta: Annotated[float | None, given(float, "0..10"), shown("the sampler's own")] = None
+    """How much: 0 is none, 1 as much as DDPM and the ancestral samplers add."""
+    churn: Annotated[float | None, given(float, "0..1000"), shown("0")] = None
+    """Of Euler, Heun and DPM2: noise added before each step and taken away by it, over the whole way."""
+    churn_low: Annotated[float | None, given(float, "SIGMA"), shown("0")] = None
+    """The lowest noise level at which it is added,"""
+    churn_high: Annotated[float | None, given(float, "SIGMA"), shown()] = None
+    """and the highest one."""
+    churn_noise: Annotated[float | None, given(float, "0..10"), shown("1")] = None
+    """Its deviation; slightly more than 1 keeps details."""
+
+
+@dataclass(frozen=True)
 class Questions:
     """Answered without drawing anything."""
 
@@ -126,6 +142,7 @@ class Options:
     guidance: OmitArgPrefixes[Guidance] = Guidance()
     start: OmitArgPrefixes[Start] = Start()
     hires: OmitArgPrefixes[Hires] = Hires()
+    noise: OmitArgPrefixes[Noise] = Noise()
     questions: OmitArgPrefixes[Questions] = Questions()
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
@@ -142,7 +159,7 @@ class Options:
 
 
 # The groups that decide one picture.
-GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hires}
+GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hires, "noise": Noise}
 
 
 def chosen(options: Options) -> dict[str, Any]:

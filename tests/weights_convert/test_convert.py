@@ -330,7 +330,7 @@ def test_nothing_is_overwritten_and_odd_places_are_told(ldm, tmp_path, capsys):
 # ---------------------------------------------------------------- looking
 def test_inspect_verify_diff_and_parity(ldm, folder, tmp_path, capsys):
     assert main(["inspect", str(ldm("bk-tiny"))]) == 0
-    assert "3,899,396 parameters, float32, ldm names" in capsys.readouterr().out
+    assert "3,899,396 parameters, float32, LDM's names" in capsys.readouterr().out
     assert main(["verify", str(folder)]) == 0
     assert "cannot be proven" in capsys.readouterr().out
     assert main(["diff", str(ldm("bk-tiny")), str(folder)]) == 0
@@ -343,6 +343,24 @@ def test_inspect_verify_diff_and_parity(ldm, folder, tmp_path, capsys):
     bent = changed(ldm("bk-tiny"), tmp_path / "bent.safetensors", bend)
     assert main(["parity", str(folder), str(bent)]) == 1
     assert "first layer over 1e-05: unet.down.0.res.0.conv1;" in capsys.readouterr().out
+
+
+def test_parity_of_what_cannot_be_compared(ldm, tmp_path, capsys):
+    for part in ("vae", "text"):
+        write(model("bk-tiny", only=(part,)), tmp_path / f"{part}.safetensors", "ldm")
+    assert main(["parity", str(ldm("sd15")), str(ldm("sd15-inpaint"))]) == 2
+    assert "conv_in.weight: [64, 4, 3, 3] and [64, 9, 3, 3]" in capsys.readouterr().err
+    assert main(["parity", str(ldm("sd15")), str(ldm("bk-tiny"))]) == 2
+    assert main(["parity", str(tmp_path / "vae.safetensors"), str(tmp_path / "text.safetensors")]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+    assert main(["parity", str(tmp_path / "vae.safetensors"), str(ldm("bk-tiny"))]) == 0
+    assert "not compared: text, unet" in capsys.readouterr().out
+
+
+def test_tensors_begin_with_a_line_of_the_cache(ldm):
+    found = read_file(ldm("bk-tiny")).tensors
+    large = {key: tensor for key, tensor in found.items() if tensor.nbytes % 64 == 0}
+    assert len(large) > len(found) * 0.9 and all(tensor.data_ptr() % 64 == 0 for tensor in large.values())
 
 
 def test_what_is_written_says_where_it_comes_from(ldm, tmp_path):
