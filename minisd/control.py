@@ -41,6 +41,29 @@ PLAIN = Guide()
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """Fresh noise on the way, of samplers that take some; as it stands, as much as the method has by itself."""
+
+    eta: float | None = None                      # 0 = none, 1 = as much as DDPM adds; None = the method's own
+    churn: float = 0.0                            # of the whole walk (arXiv 2206.00364, algorithm 2), and for that:
+    low: float = 0.0                              # the sigmas between which it is added; None = up to the highest
+    high: float | None = None
+    noise: float = 1.0                            # its deviation
+
+    def __post_init__(self) -> None:
+        if self.eta is not None:
+            in_range("eta", self.eta, 0, 10)
+        in_range("churn", self.churn, 0, 1000)
+        in_range("churn-low", self.low, *SIGMAS)
+        if self.high is not None:
+            in_range("churn-high", self.high, self.low, SIGMAS[1])
+        in_range("churn-noise", self.noise, 0, 10)
+
+
+STILL = Fresh()
+
+
+@dataclass(frozen=True)
 class Start:
     """The picture that a drawing begins from, by the fingerprint of its pixels, and how far it goes."""
 

@@ -1,12 +1,14 @@
 """All that decides a picture, checked before anything is loaded: this file and what it imports need no torch."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from minisd.control import PLAIN, Guide, Hires, Mask, Start, Walk, larger, skipped
+from minisd.control import PLAIN, STILL, Fresh, Guide, Hires, Mask, Start, Walk, larger, skipped
 from minisd.errors import USAGE, MinisdError
 from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
-from minisd.samplers.recipes import sampler
+from minisd.samplers.churn import Churn
+from minisd.samplers.recipes import Recipe, sampler
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Drawing:
     mask: Mask | None = None
     image_guidance: float | None = None           # of instruct-pix2pix: how strictly to follow the picture
     hires: Hires | None = None
+    fresh: Fresh = STILL
 
     def __post_init__(self) -> None:
         in_range("steps", self.steps, *STEPS)
@@ -45,7 +48,7 @@ class Drawing:
         in_range("seed", self.seed, 0, SEEDS - 1)
         check_side("width", self.width)
         check_side("height", self.height)
-        sampler(self.sampler)
+        self.recipe()
         if self.image_guidance is not None:
             in_range("image-cfg", self.image_guidance, *GUIDANCE)
         if self.start is None and (self.mask or self.image_guidance is not None):
@@ -56,6 +59,11 @@ class Drawing:
             raise MinisdError("a picture to begin from, and a second walk (hires)",
                               remedy="draw the picture larger by giving its --size", code=USAGE)
         self.walks()
+
+    def recipe(self) -> Recipe:
+        """The sampler, with the options of its noise."""
+        churn = Churn(self.fresh.churn, self.fresh.low, self.fresh.high or math.inf, self.fresh.noise)
+        return sampler(self.sampler, eta=self.fresh.eta, churn=churn if self.fresh.churn else None)
 
     @property
     def negative_counts(self) -> bool:

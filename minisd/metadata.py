@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minisd import schema
-from minisd.control import Guide
+from minisd.control import Fresh, Guide
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
-from minisd.samplers.recipes import sampler
 
 CHUNK = "minisd"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -41,12 +40,12 @@ def chunks(drawn: Drawn) -> dict[str, str]:
 
 def a1111(drawn: Drawn) -> str:
     """The text that A1111's web UI writes, and that many tools read; with its names where it has one."""
-    what, recipe = drawn.drawing, sampler(drawn.drawing.sampler)
+    what, recipe = drawn.drawing, drawn.drawing.recipe()
     settings: dict[str, str | float | None] = {
         "Steps": what.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
         "CFG scale": what.guidance, "Image CFG scale": what.image_guidance, "Seed": what.seed,
         "Size": f"{what.width}x{what.height}", "Model hash": drawn.model_sha256[:10], "Model": drawn.model,
-        **_begun(what), **_guided(what.guide), "Version": f"minisd {drawn.version}",
+        **_begun(what), **_guided(what.guide), **_stirred(what.fresh), "Version": f"minisd {drawn.version}",
     }
     lines = [what.prompt]
     if what.negative:
@@ -79,6 +78,14 @@ def _guided(guide: Guide) -> dict[str, str | float | None]:
         "CFG ramp": " ".join(f"{share:g}" for share in guide.ramp) or None,
         "CFG interval": None if guide.interval is None else f"{guide.interval[0]:g} {guide.interval[1]:g}",
     }
+
+
+def _stirred(fresh: Fresh) -> dict[str, str | float | None]:
+    """Noise on the way."""
+    if not fresh.churn:
+        return {"Eta": fresh.eta}
+    return {"Eta": fresh.eta, "Sigma churn": fresh.churn, "Sigma tmin": fresh.low or None, "Sigma tmax": fresh.high,
+            "Sigma noise": fresh.noise if fresh.noise != 1 else None}
 
 
 def _quoted(value: str) -> str:

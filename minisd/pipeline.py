@@ -99,13 +99,14 @@ class StableDiffusion(Models):
     def batches(self, drawings: Sequence[Drawing], batch: int) -> Iterator[list[Drawing]]:
         """The drawings in order, in runs of at most `batch` that can be drawn together.
 
-        They must agree in all but prompt and seed, and their prompts must take equally many windows of text.
+        They must agree in all but prompt and seed, and their prompts must take equally many windows of text. Where a
+        sampler chooses its steps by what it sees, each is drawn alone.
         """
         in_range("batch", batch, 1, 1024)
-        for _, run in groupby(drawings, lambda one: (replace(one, prompt="", seed=0), self._windows(one))):
-            together = list(run)
-            for start in range(0, len(together), batch):
-                yield together[start:start + batch]
+        for (like, _), run in groupby(drawings, lambda one: (replace(one, prompt="", seed=0), self._windows(one))):
+            together, most = list(run), 1 if like.recipe().adaptive else batch
+            for start in range(0, len(together), most):
+                yield together[start:start + most]
 
     def ready(self) -> "StableDiffusion":
         """The convolutions laid out for speed, once; `draw` sees to it. Until then weights may lie unread in a file."""

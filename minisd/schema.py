@@ -78,7 +78,7 @@ def explain(fault: BaseException, _: type | None) -> str:
         return f"unknown entry {', '.join(sorted(fault.extra_fields))}{hint}"
     if isinstance(fault, KeyError):
         return f"missing entry {fault}"
-    return str(fault)
+    return "; ".join(line.strip() for line in str(fault).splitlines())   # a MinisdError has several
 
 
 def read_file(cls: type[T], path: Path) -> T:

@@ -19,8 +19,7 @@ from minisd.images import to_images, to_tensor
 from minisd.models import Models
 from minisd.samplers.denoiser import inpainting
 from minisd.samplers.loop import Interval, sample
-from minisd.samplers.noise import ImageNoise
-from minisd.samplers.recipes import sampler as recipe_of
+from minisd.samplers.noise import NOISES, ImageNoise
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def walk(models: Models, drawings: Sequence[Drawing], way: Walk, ground: Ground,
         log.warning("%d of %d steps are taken", way.steps - way.skipped, way.steps)
     if ground.known is not None and way.skipped == way.steps:
         return ground.known
-    recipe, table = recipe_of(drawings[0].sampler), models.cfg.noise
+    recipe, table = drawings[0].recipe(), models.cfg.noise
     schedule = recipe.schedule(table, way.steps)
     x = schedule[0].scale * ground.start
     if ground.known is not None and way.skipped:
@@ -93,7 +92,8 @@ def noise_of(models: Models, drawings: Sequence[Drawing], way: Walk) -> ImageNoi
     """Each drawing's own noise, in the shape of its latents."""
     factor = models.vae.cfg.factor
     shape = (models.vae.cfg.latent_channels, way.height // factor, way.width // factor)
-    return ImageNoise([one.seed for one in drawings], shape, device=models.device)
+    noise = NOISES[drawings[0].recipe().noise]
+    return noise([one.seed for one in drawings], shape, device=models.device)
 
 
 def ground_of(models: Models, drawings: Sequence[Drawing], canvas: Canvas | None) -> Ground:

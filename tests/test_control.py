@@ -2,7 +2,7 @@
 
 import pytest
 
-from minisd.control import Guide, Hires, Mask, Start, larger, skipped
+from minisd.control import Fresh, Guide, Hires, Mask, Start, larger, skipped
 from minisd.errors import USAGE, MinisdError
 
 SHA = "0123456789abcdef" * 4
@@ -25,6 +25,9 @@ def test_guides_refused(option: str, value: object, told: str) -> None:
     (lambda: Mask(SHA.upper()), "not a sha256"), (lambda: Mask(SHA, feather=-1), "--feather"),
     (lambda: Mask(SHA, padding=-1), "--only-masked"), (lambda: Hires(0.5), "--hires-upscale"),
     (lambda: Hires(strength=2), "--hires-strength"), (lambda: Hires(steps=0), "--hires-steps"),
+    (lambda: Fresh(-1.0), "--eta"), (lambda: Fresh(churn=float("inf")), "--churn"),
+    (lambda: Fresh(low=-1), "churn-low"), (lambda: Fresh(low=2, high=1), "--churn-high 1 is out of range"),
+    (lambda: Fresh(noise=-1), "churn-noise"),
     (lambda: Hires(upscaler="esrgan"), "latent or lanczos")])
 def test_refused(build, told: str) -> None:
     with pytest.raises(MinisdError, match=told) as fault:

@@ -1,10 +1,11 @@
 """Values out of range are refused, with the option and what it allows."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from minisd.control import Hires, Mask, Start
+from minisd.control import Fresh, Hires, Mask, Start
 from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.ranges import SEEDS
@@ -44,6 +45,7 @@ IMG2IMG = replace(GOOD, start=Start(SHA, 0.5))
     ({"start": Start(SHA), "image_guidance": float("nan")}, "--image-cfg"),
     ({"start": Start(SHA, 0.04)}, "give at least 25 steps, or 0.05"),
     ({"hires": Hires(strength=0.1, steps=3)}, "--hires-strength 0.1 of 3 steps.*at least 10 steps, or 0.334"),
+    ({"sampler": "lms", "fresh": Fresh(0.5)}, "lms has no eta"), ({"fresh": Fresh(churn=5)}, "has no churn"),
     ({"hires": Hires(1.3)}, "665.6 pixels"), ({"hires": Hires(8)}, "up to 2048")])
 def test_contradictions_are_refused(change: dict[str, object], told: str) -> None:
     with pytest.raises(MinisdError, match=f"(?s){told}") as fault:
@@ -84,3 +86,10 @@ def test_pictures_that_are_needed_must_be_given() -> None:
         with pytest.raises(MinisdError, match=f"the {option}") as fault:
             drawing.check_pictures(given)
         assert fault.value.code == USAGE and len(str(fault.value).splitlines()) <= 6
+
+
+def test_fresh_noise_goes_to_the_solver() -> None:
+    assert replace(GOOD, sampler="ddim", fresh=Fresh(0.3)).recipe().solver.eta == 0.3
+    churn = replace(GOOD, sampler="heun", fresh=Fresh(churn=5, low=0.1)).recipe().solver.churn
+    assert (churn.amount, churn.low, churn.high, churn.noise) == (5, 0.1, math.inf, 1)
+    assert replace(GOOD, sampler="euler a").recipe().solver.eta == 1

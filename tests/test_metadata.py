@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minisd import images, metadata
-from minisd.control import Guide, Hires, Mask, Start
+from minisd.control import Fresh, Guide, Hires, Mask, Start
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 
@@ -48,6 +48,9 @@ CONTROLLED = {                                    # what is changed, and what th
     "guide": ({"guide": Guide((0, 1, 0.5), (0.3, 5.0), 0.7, 0.995)},
               "CFG Rescale: 0.7, Dynamic thresholding enabled: True, Threshold percentile: 99.5, CFG ramp: 0 1 0.5, "
               "CFG interval: 0.3 5"),
+    "eta": ({"sampler": "euler a karras", "fresh": Fresh(0.5)}, "Eta: 0.5"),
+    "churn": ({"sampler": "heun karras", "fresh": Fresh(None, 10.0, 0.1, 20.0, 1.01)},
+              "Sigma churn: 10.0, Sigma tmin: 0.1, Sigma tmax: 20.0, Sigma noise: 1.01"),
 }
 
 
@@ -56,6 +59,7 @@ def test_control_is_told_in_a1111s_words_and_read_back(what: str, tmp_path: Path
     change, told = CONTROLLED[what]
     drawn = replace(DRAWN, drawing=replace(DRAWN.drawing, **change))
     plain, _, version = metadata.a1111(DRAWN).rpartition(", Version")
+    plain = plain.replace("DPM++ 2M", {"eta": "Euler a", "churn": "Heun"}.get(what, "DPM++ 2M"))
     if what == "edit":
         plain = plain.replace("CFG scale: 7.5, ", "CFG scale: 7.5, Image CFG scale: 1.5, ")
     assert metadata.a1111(drawn) == f"{plain}, {told}, Version{version}"
@@ -102,6 +106,7 @@ REFUSED = {
     "a path for a hash": (drawing(start={"sha256": "../../etc/passwd", "strength": 0.5}), "not a sha256"),
     "a huge feather": (drawing(start=asdict(Start(SHA)), mask={"sha256": SHA, "feather": 10**9}), "--feather"),
     "a strange upscaler": (drawing(hires={"upscaler": "x"}), "hires"),
+    "an eta for none": (drawing(sampler="lms", fresh={"eta": 0.5}), "has no eta"),
     "a mask without a picture": (drawing(mask=asdict(Mask(SHA))), "no picture"),
     "a missing entry": ({"minisd": json.dumps({"model": "emoji"})}, "drawing"),
 }

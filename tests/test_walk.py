@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minisd import images, metadata, schema, store
-from minisd.control import Guide, Hires, Mask, Start
+from minisd.control import Fresh, Guide, Hires, Mask, Start
 from minisd.errors import USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval
@@ -253,6 +253,28 @@ def test_drawings_of_other_pictures_are_not_drawn_together(sd: StableDiffusion) 
     others = [replace(one, start=Start("1" * 64, 0.5)), replace(one, start=Start("0" * 64, 0.6)),
               replace(one, hires=Hires(), start=None), replace(one, guide=Guide(rescale=0.5))]
     assert [len(group) for group in sd.batches([one, replace(one, seed=1), *others], 8)] == [2, 1, 1, 1, 1]
+
+
+def test_a_sampler_that_chooses_its_steps_draws_each_picture_alone(sd: StableDiffusion) -> None:
+    drawings = [sd.drawing("a", sampler="dpm adaptive", seed=seed) for seed in range(3)]
+    assert [len(group) for group in sd.batches(drawings, 4)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("sampler", "fresh"), [("ddim", Fresh(0.8)), ("heun", Fresh(churn=3.0))])
+def test_fresh_noise_counts_and_belongs_to_the_picture(sd: StableDiffusion, sampler: str, fresh: Fresh) -> None:
+    plain = [sd.drawing("a", steps=4, sampler=sampler, seed=seed) for seed in (1, 2)]
+    noisy = [replace(one, fresh=fresh) for one in plain]
+    both = sd.draw(noisy)
+    assert difference(both[0], sd.draw(plain)[0]) > 0
+    assert difference(both[1], sd.draw(noisy[1:])[0]) <= 1
+
+
+def test_brownian_steps_walk_down_one_path(sd: StableDiffusion) -> None:
+    """Few steps of an SDE sampler come nearer to many of the same seed than to many of another."""
+    few, many, other = (sd.txt2img("a", steps=steps, sampler="dpm++2m sde karras", cfg=1, seed=seed)[0]
+                        for steps, seed in ((12, 1), (24, 1), (24, 2)))
+    apart = [np.abs(pixels(few) - pixels(one)).mean() for one in (many, other)]
+    assert apart[0] < apart[1] / 2
 
 
 def test_an_encoder_that_overflows_is_done_again_in_float32(make: Callable[..., StableDiffusion],
