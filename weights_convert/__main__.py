@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from minisd.command import command, shown
 from minisd.errors import MinisdError
+from weights_convert.lora import program
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Prediction = Literal["epsilon", "v", "x0"] | None
@@ -20,7 +21,8 @@ PROGRAM = "python -m weights_convert"
 @dataclass(frozen=True)
 class Convert:
     """Convert a checkpoint; it is recognised by its contents. `inspect FILE`, `verify FILE`, `diff A B` and
-    `parity A B` (B may be "diffusers") in place of SOURCE look at checkpoints instead; each has its own --help."""
+    `parity A B` (B may be "diffusers") in place of SOURCE look at checkpoints instead, `lora ACTION ...` is for LoRA
+    files; each has its own --help."""
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A single file (.safetensors, .ckpt), a diffusers folder, a native folder, or a part alone."""
@@ -147,6 +149,8 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: see `minisd.errors`."""
     given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["lora"]:
+        return program.main(given[1:])
     if given and given[0] in COMMANDS:
         options, run = COMMANDS[given[0]]
         return command(options, f"{PROGRAM} {given[0]}", run, given[1:])

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,19 @@ def write(model: Model, target: Path, to: str, dtype: torch.dtype | None = None,
     def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(path, tensors, stated, dtype, allow_nonfinite, model.check_unchanged)
 
+    with new(target) as path:
+        WRITERS[to](model, path, save)
+
+
+@contextmanager
+def new(target: Path) -> Iterator[Path]:
+    """A path for what becomes the target when it is whole; one that is there already is an error."""
     try:
         if target.exists() or target.is_symlink():
             raise MinisdError("the target is there already", str(target), "nothing is ever overwritten",
                               "give another name, or move it away", USAGE)
         with fresh(target) as path:
-            WRITERS[to](model, path, save)
+            yield path
     except OSError as error:
         raise MinisdError("the target cannot be written", str(target)[:200], error.strerror or str(error),
                           "give a place that has room and may be written to", RESOURCE) from error

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from minisd.config import ModelConfig
 from minisd.errors import NUMERICAL, MinisdError
 from weights_convert.lora.adapter import Adapter, Entry, Kind, Place
-from weights_convert.lora.names import FAMILIES, modules, numbered, spellings
+from weights_convert.lora.names import DIFFUSERS, FAMILIES, modules, numbered, spellings
 from weights_convert.model import structured
 from weights_convert.read import read_file
 
 CFG = "minisd.config"                             # in the metadata of files that we write
+BESIDE = "lora_adapter_metadata"                  # in the metadata of those that diffusers writes
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # What a key ends with: the dialect that writes it so, the kind of adapter, and the tensor's role.
 ENDS: dict[str, tuple[str, Kind, str]] = {
@@ -54,15 +56,15 @@ def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
     `cfg` is of the model it belongs to; without it, what the file says, or the family whose names it has.
     """
     path = Path(source)
-    peft: Mapping[str, object] = {}
+    peft: Mapping[str, Any] = {}
     if path.is_dir():
-        path, peft = path / PEFT_FILES[0], read_json(path / PEFT_FILES[1])
+        path, peft = path / PEFT_FILES[0], described(path / PEFT_FILES[1])
     file = read_file(path)
     embeddings = {key: one for key, one in file.tensors.items() if key.startswith("<") and key.endswith(">")}
     tensors = {key: one for key, one in file.tensors.items() if key not in embeddings and not key.endswith(":rank")}
     stems, dialect = grouped(tensors, str(path))
     cfg, table = family(stems, cfg or stated(file.metadata, str(path)), str(path))
-    alphas = alphas_of(file.metadata, peft, cfg)
+    alphas = alphas_of(file.metadata, peft, cfg, str(path))
     entries: dict[Place, Entry] = {}
     for stem, (kind, roles) in stems.items():
         alpha = roles.pop("alpha", None)
@@ -151,35 +153,44 @@ def check(entry: Entry, stem: str, where: str) -> None:
 
 
 def stated(metadata: Mapping[str, str], where: str) -> ModelConfig | None:
-    return structured(ModelConfig, metadata[CFG], where) if CFG in metadata else None
+    """The config of the model that a file of ours says it belongs to."""
+    return structured(ModelConfig, parsed(metadata[CFG], where), where) if CFG in metadata else None
 
 
-def alphas_of(metadata: Mapping[str, str], peft: Mapping[str, object], cfg: ModelConfig) -> dict[Place, float]:
-    """Alphas that stand beside the tensors: in PEFT's folder, or in the metadata that diffusers writes."""
-    configs: dict[str, Mapping[str, object]] = {"": peft} if peft else {}
-    flat = metadata.get("lora_adapter_metadata")
-    for key, value in (json.loads(flat) if flat else {}).items():
+def parsed(text: str, where: str) -> dict[str, Any]:
+    """A JSON object, of which nothing else is believed yet."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MinisdError("what the LoRA says of itself is not JSON", where, str(error)[:200]) from error
+    if not isinstance(data, dict):
+        raise MinisdError("what the LoRA says of itself is not a JSON object", where)
+    return data
+
+
+def alphas_of(metadata: Mapping[str, str], peft: Mapping[str, Any], cfg: ModelConfig, where: str) -> dict[Place, float]:
+    """Alphas that stand beside the tensors: in PEFT's folder, or by parts in the metadata that diffusers writes."""
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in parsed(metadata.get(BESIDE, "{}"), where).items():
         part, _, name = key.partition(".")
-        configs.setdefault(part, {})
-        configs[part] = {**configs[part], name: value}
-    named = {"unet": "unet", "text_encoder": "text", "text_encoder_2": "text_2"}
+        configs.setdefault(part, {})[name] = value
     found: dict[Place, float] = {}
     for place, hf, _ in modules(cfg):
-        for part, config in configs.items():
-            if part in ("", *[name for name, ours in named.items() if ours == place.part]) and "lora_alpha" in config:
-                pattern = config.get("alpha_pattern")
-                special = pattern if isinstance(pattern, Mapping) else {}
-                value = next((value for end, value in special.items() if hf == end or hf.endswith("." + end)),
-                             config["lora_alpha"])
-                found[place] = float(value)       # type: ignore[arg-type]
+        config = peft or configs.get(DIFFUSERS[place.part].rstrip("."), {})
+        if "lora_alpha" in config:
+            special = config.get("alpha_pattern") or {}
+            ends = [value for end, value in special.items() if hf == end or hf.endswith("." + end)]
+            try:
+                found[place] = float((ends or [config["lora_alpha"]])[0])
+            except (TypeError, ValueError) as error:
+                raise MinisdError("the LoRA's alphas are not numbers", where, str(error)[:200]) from error
     return found
 
 
-def read_json(path: Path) -> Mapping[str, object]:
+def described(path: Path) -> dict[str, Any]:
+    """PEFT's description of the adapter beside it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise MinisdError("PEFT's description of the adapter cannot be read", str(path), str(error)[:200]) from error
-    if not isinstance(data, dict):
-        raise MinisdError("PEFT's description of the adapter is not a JSON object", str(path))
-    return data
+    return parsed(text, str(path))

@@ -13,9 +13,9 @@ from torch import Tensor
 from minisd.errors import USAGE, MinisdError
 from weights_convert.lora.adapter import Adapter, Entry, Place
 from weights_convert.lora.names import DIFFUSERS, KOHYA, PEFT, Module, modules, numbered
-from weights_convert.lora.read import CFG, PEFT_FILES, PROCESSORS, SHOWN
+from weights_convert.lora.read import BESIDE, CFG, PEFT_FILES, PROCESSORS, SHOWN
 from weights_convert.tables import clip
-from weights_convert.write import fresh, pretty, put, save_file
+from weights_convert.write import new, pretty, put, save_file
 
 Named = dict[str, Tensor]
 ROLES = {"kohya": {"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight"},
@@ -33,11 +33,11 @@ def write_adapter(adapter: Adapter, target: Path, dialect: str = "kohya", dtype:
     tensors, metadata = make(adapter, named)
     described = {key: value for key, value in adapter.metadata.items() if key.startswith(tuple(UNSUNG))}
     metadata = {"format": "pt", CFG: json.dumps(asdict(adapter.cfg)), **specified(adapter), **described, **metadata}
-    with fresh(target) as path:
+    with new(target) as path:
         if dialect != "peft":
-            save_file(path, tensors | dict(adapter.embeddings), metadata, dtype, allow_nonfinite=False)
+            save_file(path, tensors | dict(adapter.embeddings), metadata, dtype)
         else:
-            save_file(path / PEFT_FILES[0], tensors, metadata, dtype, allow_nonfinite=False)
+            save_file(path / PEFT_FILES[0], tensors, metadata, dtype)
             put(path / PEFT_FILES[1], pretty(peft_config(adapter.of(next(adapter.parts())), named,
                                                          next(adapter.parts()))))
 
@@ -79,7 +79,7 @@ def to_diffusers(adapter: Adapter, named: Mapping[Place, Module]) -> tuple[Named
         return tensors, {}
     told = {f"{DIFFUSERS[part]}{key}": value for part in adapter.parts()
             for key, value in peft_config(adapter.of(part), named, part).items()}
-    return tensors, {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}
+    return tensors, {BESIDE: json.dumps(told, indent=2, sort_keys=True)}
 
 
 def to_peft(adapter: Adapter, named: Mapping[Place, Module]) -> tuple[Named, dict[str, str]]:
