@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minisd.clip import CLIPText, TextStates
 from minisd.config import ModelConfig
 from minisd.devices import pick_dtype
+from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.images import grid
 from minisd.pipeline import StableDiffusion
@@ -113,6 +114,7 @@ class Finetune:
             return self.error(self.held_out.batch(numbers), Draws(self.seed, numbers), 0.0).item()
 
     def export(self, folder: Path) -> None:
-        """The UNet, and the text encoder where it has learnt."""
+        """The UNet, and the text encoder where it has learnt; the model draws as the previews do when nobody says."""
         parts = ("unet", "text") if self.options.train_text else ("unet",)
-        model.put(folder, self.cfg, {name: self.modules[name] for name in parts})
+        manner = Defaults(self.shown.steps, self.shown.guidance, self.shown.sampler)
+        model.put(folder, self.cfg, {name: self.modules[name] for name in parts}, manner)

@@ -1,8 +1,7 @@
 """What a distilled model is shown and taken home as: sheets beside its teacher, and a whole model folder."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -39,8 +38,5 @@ def drawn_once(path: Path, draw: Callable[[], list[Image.Image]]) -> list[Image.
 def save_whole(folder: Path, sd: StableDiffusion) -> None:
     """A native model folder of all that draws, with what it likes best."""
     text = {"text" if n == 1 else f"text_{n}": part for n, part in enumerate(sd.text, start=1)}
-    store.save(folder, replace(sd.cfg, vision=None), {"unet": sd.unet, "vae": sd.vae, **text})
-    if sd.defaults != STANDARD:
-        config = folder / store.CONFIG
-        told = json.loads(config.read_text(encoding="utf-8")) | {"defaults": asdict(sd.defaults)}
-        config.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    store.save(folder, replace(sd.cfg, vision=None), {"unet": sd.unet, "vae": sd.vae, **text},
+               defaults=None if sd.defaults == STANDARD else sd.defaults)

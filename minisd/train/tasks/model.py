@@ -10,6 +10,7 @@ from torch import nn
 from minisd import store
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig
+from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.vae import VAE
 
@@ -82,6 +83,6 @@ def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Modu
     return take(folder, name) if present(folder, name) else new(cfg, name, seed)
 
 
-def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module]) -> None:
-    """Write parts beside those that are there: a kill leaves the old folder or the new one."""
-    store.save(folder, cfg, modules, keep=True)
+def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module], defaults: Defaults | None = None) -> None:
+    """Write parts beside those that are there, and how the model draws best: a kill leaves the old folder or the new."""
+    store.save(folder, cfg, modules, keep=True, defaults=defaults)

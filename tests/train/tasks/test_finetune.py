@@ -1,5 +1,6 @@
 """The denoising task: its error in closed form, empty captions, offset noise, and the sheet of sample pictures."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -139,3 +140,10 @@ def test_several_text_encoders_are_refused(task, recipe):
     with pytest.raises(MinisdError, match="2 text encoders") as error:
         task(cfg=replace(recipe.model, text=recipe.model.text * 2))
     assert error.value.code == USAGE
+
+
+def test_the_model_draws_as_the_previews_do_when_nobody_says(task, recipe, tmp_path):
+    made = task(shown=replace(recipe.preview, steps=7, guidance=2.5, sampler="euler a"))
+    made.export(tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["defaults"]
+    assert told == {"steps": 7, "guidance": 2.5, "sampler": "euler a"}
