@@ -81,7 +81,8 @@ def test_what_cannot_be_removed(teacher, removed, words):
 
 @pytest.mark.parametrize("other", [
     replace(TEACHER, layers=3), replace(TEACHER, widths=(16, 32, 64, 128)), replace(TEACHER, depths=(1, 1, 1, 1)),
-    replace(TEACHER, mid_depth=2), replace(student(TEACHER, ["stage.3"]), mid_depth=1), replace(TEACHER, in_channels=9), replace(TEACHER, groups=8),
+    replace(TEACHER, mid_depth=2), replace(student(TEACHER, ["stage.3"]), mid_depth=1),
+    replace(TEACHER, in_channels=9), replace(TEACHER, groups=8),
 ])
 def test_what_is_no_part_of_the_teacher(teacher, other):
     with pytest.raises(MinisdError, match="not a part of the teacher"):

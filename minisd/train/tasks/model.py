@@ -84,5 +84,5 @@ def take_or_new(folder: Path, cfg: ModelConfig, name: str, seed: int) -> nn.Modu
 
 
 def put(folder: Path, cfg: ModelConfig, modules: Mapping[str, nn.Module], defaults: Defaults | None = None) -> None:
-    """Write parts beside those that are there, and how the model draws best: a kill leaves the old folder or the new."""
+    """Write parts, and how the model draws best, beside those that are there: a kill leaves the folder old or new."""
     store.save(folder, cfg, modules, keep=True, defaults=defaults)
