@@ -39,9 +39,11 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(PY) benchmarks/speed.py $(ARGS)
 
-train-emoji: $(VENV)/train.stamp
-	$(PY) -m minisd.recipes.emoji_data runs/emoji-data
+train-emoji: runs/emoji-data/metadata.jsonl
 	$(PY) -m minisd.train minisd/recipes/emoji.toml --data runs/emoji-data --out runs/emoji $(ARGS)
+
+runs/emoji-data/metadata.jsonl: | $(VENV)/train.stamp
+	$(PY) -m minisd.recipes.emoji_data runs/emoji-data
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
