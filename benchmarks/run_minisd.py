@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import minisd
+from minisd.fast.passes import quicken
 
 load = minisd.load                                    # the package's names are fetched when they are first used
 
@@ -22,15 +23,17 @@ class Contestant:
         return sum(p.numel() for part in (self.sd.unet, self.sd.vae, *self.sd.text) for p in part.parameters())
 
     def text(self) -> Tensor:
+        for model in self.sd.text:
+            quicken(model)                            # as `draw` does; after the first time there is nothing to do
         return self.sd.encode([jobs.NEGATIVE, jobs.PROMPT]).context
 
     def unet(self) -> Tensor:
-        self.sd.ready()                               # as `draw` does; after the first time there is nothing to do
+        quicken(self.sd.unet)
         t = torch.full((2,), float(jobs.TIMESTEP))
         return jobs.guide(self.sd.unet(self.inputs.pair, t, self.inputs.context))
 
     def vae(self) -> Tensor:
-        self.sd.ready()
+        quicken(self.sd.vae.decoder, packed=False)
         return self.sd.vae.decode(self.inputs.latents)
 
     def picture(self) -> Tensor:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ ROWS = (
     Row("picture bf16", "picture", "bfloat16", warm=False, allowed=BF16),
     Row("picture fp32", "picture", warm=False, allowed=10 * FP32),
 )
+GFLOP = {"unet": 1606.5, "vae": 2514.5}               # of a UNet step on a pair and of a decoding, at 512 pixels
 
 
 def main() -> int:
@@ -57,6 +58,8 @@ def main() -> int:
             if out:
                 write(out, results)
     print(table(results))
+    if not options.quick:
+        print("\n" + "\n".join(shares(results, peaks())))
     return report(results)
 
 
@@ -116,6 +119,17 @@ def report(results: Iterable[Result]) -> int:
     return int(not all(result.same for result in results))
 
 
+def shares(results: Iterable[Result], peaks: dict[str, dict[str, float]]) -> Iterator[str]:
+    """How near each network comes to its arithmetic at the machine's best pace."""
+    rows = {row.name: row for row in ROWS}
+    for result in results:
+        row = rows[result.row]
+        if row.job in GFLOP and row.dtype in peaks:
+            best, pace = max(peaks[row.dtype].values()), GFLOP[row.job] / result.time(OURS)
+            yield (f"{result.row}: {pace:.0f} GFLOP/s, {pace / best:.0%} of the {best:.0f} that single layers reach "
+                   "on this machine")
+
+
 def write(path: Path, results: Iterable[Result]) -> None:
     """Whole or not at all."""
     rows = [asdict(result) | {"ratio": result.speed(), "memory_ratio": result.memory()} for result in results]
@@ -153,6 +167,12 @@ def cpu() -> str:
 
 def slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def peaks() -> dict[str, dict[str, float]]:
+    """GFLOP/s of single layers, by dtype and kind, in a process of its own."""
+    found = subprocess.run([sys.executable, str(HERE / "peaks.py")], check=True, stdout=subprocess.PIPE)
+    return json.loads(found.stdout)
 
 
 def versions() -> str:

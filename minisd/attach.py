@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.errors import USAGE, MinisdError
+from minisd.fast import passes
 from minisd.lora import HOSTS, PLAIN, Host, LowRank, Side, hosted, plain
 
 SHOWN = 10                                        # paths that an error lists
@@ -48,6 +49,7 @@ def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def attach(model: nn.Module, spec: LoRASpec, generator: torch.Generator) -> list[nn.Parameter]:
     """A new adapter, which adds nothing until it is trained: `down` is drawn, `up` is 0. Returns its parameters."""
+    passes.plain(model)
     sides = {path: begun(model.get_submodule(path), spec, generator) for path in targets(model, spec.targets)}
     put(model, spec.name, sides)
     return parameters(model, spec.name)
@@ -68,6 +70,7 @@ def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
     if name in adapters(model):
         raise MinisdError(f"an adapter called {name!r} is attached already", remedy="detach it, or give another name",
                           code=USAGE)
+    passes.plain(model)                           # the modules that it knows, should the model have drawn already
     for path, side in sides.items():
         host = hosted(model.get_submodule(path))
         model.set_submodule(path, host)

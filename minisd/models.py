@@ -12,6 +12,7 @@ from minisd.clip import CLIPText
 from minisd.config import ModelConfig
 from minisd.drawing import Drawing
 from minisd.errors import NUMERICAL, MinisdError
+from minisd.fast.onednn import dense
 from minisd.samplers.denoiser import Conditioning
 from minisd.text import tell
 from minisd.unet import UNet
@@ -104,7 +105,7 @@ def _not_finite(modules: dict[str, nn.Module]) -> str:
     """The first weights that hold NaN or infinity, by name; empty where there are none."""
     named = ((f"{part}.{name}", weights) for part, module in modules.items()
              for name, weights in module.named_parameters())
-    return next((name for name, weights in named if not weights.isfinite().all()), "")
+    return next((name for name, weights in named if not dense(weights).isfinite().all()), "")
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from minisd.canvas import canvas_of, drawable
 from minisd.control import PLAIN, Guide, Hires, Mask, Start
 from minisd.drawing import STANDARD, Defaults, Drawing
+from minisd.fast.passes import quicken
 from minisd.images import album, as_mask, as_picture, fingerprint, to_images
 from minisd.models import Models
 from minisd.ranges import in_range
@@ -109,10 +110,14 @@ class StableDiffusion(Models):
                 yield together[start:start + most]
 
     def ready(self) -> "StableDiffusion":
-        """The convolutions laid out for speed, once; `draw` sees to it. Until then weights may lie unread in a file."""
-        with torch.inference_mode(False):             # they remain weights like any others
-            for part in (self.unet, self.vae.decoder):
-                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """The networks as they draw fastest, once; `draw` sees to it. Until then weights may lie unread in a file.
+
+        `minisd.fast.passes.plain` gives them back as they were.
+        """
+        quicken(self.unet)
+        quicken(self.vae.decoder, packed=False)   # whose weights are read where a picture is decoded in strips
+        for text in self.text:
+            quicken(text)
         return self
 
     def draw(self, drawings: Sequence[Drawing], on_step: OnStep | None = None,

@@ -56,7 +56,7 @@ class Floor:
 
 
 MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "minisd.controlnet", "minisd.lora",
-          "minisd.attach", "minisd.surgery")
+          "minisd.attach", "minisd.surgery", "minisd.fast")
 PROGRAMS = ("minisd.generate.__main__", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
             "minisd.recipes.emoji_data", "weights_convert.__main__")
 FLOORS = (

@@ -69,3 +69,12 @@ def test_a_table_has_all_columns() -> None:
     lines = speed.table([result([0.01], [2.0])]).splitlines()
     assert {line.count("|") for line in lines} == {len(speed.HEAD) + 1}
     assert "| 10 ms | 2.00 s | **200.00** |" in lines[-1]
+
+
+def test_shares_of_the_best_pace() -> None:
+    made = result([2.0], [4.0])
+    made.row = "unet bf16"
+    peaks = {"bfloat16": {"product": 1000.0, "convolution": 1606.5}}
+    share, = speed.shares([made], peaks)
+    assert share.startswith("unet bf16: 803 GFLOP/s, 50% of the 1606")
+    assert not list(speed.shares([made], {}))

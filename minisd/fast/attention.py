@@ -1,0 +1,44 @@
+"""Attention over a large picture, some queries at a time, by oneDNN's products.
+
+PyTorch's own kernel keeps the scores out of memory as well, but multiplies by MKL, which on AMD's processors is slow.
+On processors with AMX it multiplies by that, and is the faster.
+"""
+
+import torch
+from torch import Tensor
+
+from minisd.devices import cpu_flags
+from minisd.fast.onednn import inferring, product
+from minisd.layers import Attention
+
+LARGE = 1 << 19                                   # scores: fewer are left to PyTorch, and so many fit a cache
+AMX = "amx_bf16"
+
+
+def worthwhile() -> bool:
+    """Whether this processor gains by it."""
+    return AMX not in cpu_flags()
+
+
+class ChunkedAttention(Attention):
+    """The same projections; scores and their softmax in float32."""
+
+    def forward(self, x: Tensor, context: Tensor, causal: bool = False) -> Tensor:  # [b, n, dim], [b, m, context_dim]
+        if causal or not inferring() or x.shape[1] * context.shape[1] < LARGE:
+            return super().forward(x, context, causal)
+        q, k, v = self.split(self.q(x)), self.split(self.k(context)), self.split(self.v(context))
+        y = x.new_empty(*x.shape[:2], *q.shape[1::2])                # [b, n, heads, dim/heads]
+        for b in range(len(x)):
+            for h in range(self.heads):
+                attend(q[b, h], k[b, h], v[b, h], y[b, :, h])
+        return self.out(y.flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
+    """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
+    keys, values = k.float().contiguous(), v.t().contiguous()
+    queries = q.float() * q.shape[1] ** -0.5
+    rows = max(LARGE // len(k), 1)
+    for part, out in zip(queries.split(rows), y.split(rows), strict=True):
+        weights = torch.softmax(product(part, keys), dim=1)          # [rows, m]
+        out.copy_(product(weights.to(v.dtype), values))

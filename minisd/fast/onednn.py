@@ -1,0 +1,88 @@
+"""Layers computed by oneDNN itself where PyTorch would take another way round.
+
+In float32 PyTorch hands matrix products, and with them 1x1 convolutions, to MKL, which on AMD's processors reaches half
+of oneDNN's speed; and it reorders the weights of every 3x3 convolution at every call, which at 8x8 pixels takes longer
+than the convolution. The operators used here are those that PyTorch's own compiler puts into its code for CPUs; they
+know neither gradients nor autocast, and where either is asked for, every layer computes as PyTorch does.
+"""
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+mkldnn = torch.ops.mkldnn                         # oneDNN's former name
+HERE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+USUAL = (2, 32, 32)                               # batch, height, width: the order of a packed weight serves them all
+
+
+def serves(weight: Tensor) -> bool:
+    """Whether oneDNN computes with such weights on this machine, and nobody trains them."""
+    if weight.requires_grad or weight.device.type != "cpu" or not HERE:
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported())
+
+
+def inferring() -> bool:
+    """Whether the operators of this file will do."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` for inference: [..., in], [out, in], [out] -> [..., out]."""
+    return mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDNNLinear(nn.Linear):
+    """The same weights, another multiplication."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
+        return product(x, self.weight, self.bias) if inferring() else super().forward(x)
+
+
+class OneDNNPoint(nn.Conv2d):
+    """A 1x1 convolution as a product over pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, in_channels, h, w] -> [b, out_channels, h, w]
+        if not inferring():
+            return super().forward(x)
+        return product(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class PackedConv2d(nn.Conv2d):
+    """A convolution whose weight lies in the order in which it is computed, for good. Results keep their bits.
+
+    The weight is an opaque tensor meanwhile: it has its shape and dtype, and `to_dense()` and the state dictionary
+    give it as it was.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, in_channels, h, w] -> [b, out_channels, h', w']
+        if not inferring():
+            return self._conv_forward(x, self.weight.to_dense(), self.bias)
+        return mkldnn._convolution_pointwise(x, self.weight, self.bias, self.padding, self.stride, self.dilation,
+                                             self.groups, "none", [], "")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = dense(self.weight).detach()
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A weight in the order of its indices, whether it was packed or not."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def pack(conv: nn.Conv2d) -> None:
+    """Its weight into the order of its computation."""
+    weight = conv.weight.detach().to(memory_format=torch.channels_last)
+    batch, height, width = USUAL
+    packed = mkldnn._reorder_convolution_weight(weight, conv.padding, conv.stride, conv.dilation, conv.groups,
+                                                [batch, conv.in_channels, height, width])
+    conv.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def unpack(conv: nn.Conv2d) -> None:
+    """Its weight back, laid out as PyTorch's convolutions like it best."""
+    weight = conv.weight.to_dense().to(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,0 +1,63 @@
+"""Which modules a pass changes, and the way back.
+
+A module keeps its place, its children and its parameters; only its class changes, and with it how it computes. So
+whoever holds a module still holds the one that draws, and modules that others have put in place stay as they are.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from minisd.fast.attention import ChunkedAttention, worthwhile
+from minisd.fast.lean import LeanGEGLU, LeanResBlock, LeanTransformerLayer
+from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
+from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
+
+M = TypeVar("M", bound=nn.Module)
+FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
+    ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear}
+PLAIN = {fast: plain for plain, fast in FASTER.items()} | {
+    ChunkedAttention: Attention, OneDNNPoint: nn.Conv2d, PackedConv2d: nn.Conv2d}
+
+
+def quicken(model: M, packed: bool = True) -> M:
+    """The same model, laid out to draw with, and on a CPU computed faster; done already, there is nothing to do.
+
+    What is being trained is laid out and no more. `packed` fixes the order of the convolutions' weights as well: for
+    those that nobody reads meanwhile.
+    """
+    with torch.inference_mode(False):             # they remain weights like any others
+        for module in model.modules():
+            kind = type(module)
+            if kind is nn.Conv2d:
+                _quicken_convolution(cast(nn.Conv2d, module), packed)
+            elif kind is Attention and worthwhile() and serves(next(module.parameters())):
+                module.__class__ = ChunkedAttention
+            elif kind in FASTER and serves(next(module.parameters())):
+                module.__class__ = FASTER[kind]
+    return model
+
+
+def _quicken_convolution(conv: nn.Conv2d, packed: bool) -> None:
+    served = serves(conv.weight)
+    if served and packed and conv.kernel_size != (1, 1):
+        pack(conv)
+        conv.__class__ = PackedConv2d
+        return
+    conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if served and conv.kernel_size == (1, 1):
+        conv.__class__ = OneDNNPoint
+
+
+def plain(model: M) -> M:
+    """The model as it was, to train or to attach something to; weights keep their bits, and convolutions the layout."""
+    with torch.inference_mode(False):
+        for module in model.modules():
+            kind = type(module)
+            if kind is PackedConv2d:
+                unpack(cast(PackedConv2d, module))
+            if kind in PLAIN:
+                module.__class__ = PLAIN[kind]
+    return model

@@ -1,0 +1,76 @@
+"""Layers through oneDNN: their results, and that gradients and autocast are PyTorch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from minisd.fast import onednn
+from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, dense, pack, serves, unpack
+
+pytestmark = pytest.mark.skipif(not serves(torch.zeros(1)), reason="PyTorch was built without oneDNN")
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if serves(torch.zeros(1, dtype=dtype))]
+
+
+def frozen(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    return module.to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("size", "stride"), [((2, 8, 8), 1), ((1, 5, 7), 1), ((3, 9, 6), 2), ((2, 64, 64), 1)])
+def test_a_packed_convolution_keeps_every_bit(dtype: torch.dtype, size: tuple[int, ...], stride: int) -> None:
+    conv = frozen(nn.Conv2d(32, 48, 3, stride, padding=1), dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(size[0], 32, *size[1:]).to(dtype).to(memory_format=torch.channels_last)
+    weight = conv.weight.clone()
+    with torch.inference_mode():
+        y = conv(x)
+    pack(conv)
+    conv.__class__ = PackedConv2d
+    assert conv.weight.is_mkldnn and conv.weight.shape == weight.shape and torch.equal(dense(conv.weight), weight)
+    assert torch.equal(conv.state_dict()["weight"], weight)
+    with torch.inference_mode():
+        found = conv(x)
+    torch.testing.assert_close(found, y)
+    assert size[0] == 1 or torch.equal(found, y)  # one small picture PyTorch gives to a kernel of its own
+    unpack(conv)
+    assert torch.equal(conv.weight, weight) and conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_products(dtype: torch.dtype, channels_last: bool) -> None:
+    x = torch.randn(2, 16, 5, 6).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    point, linear = frozen(nn.Conv2d(16, 24, 1), dtype), frozen(nn.Linear(16, 24, bias=False), dtype)
+    tokens = x.flatten(2).transpose(1, 2)
+    with torch.inference_mode():
+        wanted = point(x), linear(tokens)
+        point.__class__, linear.__class__ = OneDNNPoint, OneDNNLinear
+        found = point(x), linear(tokens)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+def test_gradients_flow_through_every_layer() -> None:
+    layers = [frozen(nn.Conv2d(16, 16, 3, padding=1)), frozen(nn.Conv2d(16, 16, 1)), frozen(nn.Linear(16, 16))]
+    x = torch.randn(1, 16, 16, 16, requires_grad=True)
+    wanted = [torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in layers]
+    pack(layers[0])
+    for layer, kind, gradient in zip(layers, (PackedConv2d, OneDNNPoint, OneDNNLinear), wanted, strict=True):
+        layer.__class__ = kind
+        found, = torch.autograd.grad(layer(x).square().sum(), x)
+        torch.testing.assert_close(found, gradient)
+
+
+def test_autocast_computes_in_its_own_dtype() -> None:
+    layer = frozen(nn.Linear(16, 16))
+    layer.__class__ = OneDNNLinear
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 16)).dtype == torch.bfloat16
+
+
+def test_whom_onednn_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not serves(torch.zeros(1, requires_grad=True))
+    assert not serves(torch.zeros(1, dtype=torch.float64)) and not serves(torch.zeros(1, dtype=torch.float16))
+    assert not serves(torch.zeros(1, device="meta"))
+    monkeypatch.setattr(onednn, "HERE", False)
+    assert not serves(torch.zeros(1))
