@@ -19,7 +19,8 @@ PACKAGES = ("minisd", "weights_convert")
 LINES_OF_FILE, LINES_OF_FUNCTION, NESTING, ARGUMENTS = 400, 60, 3, 7
 FILE_NAMES = ("utils", "util", "helpers", "helper", "common", "base", "misc")
 PEERS = ("diffusers", "transformers", "peft", "accelerate", "k_diffusion", "open_clip", "clip", "ldm")
-PEERS_LIVE_IN = ("tests/reference/", "benchmarks/", "minisd/parity.py")  # the last compares with them when asked to
+# Programs that record goldens ask the peers, too; minisd.parity compares with them when asked to.
+PEERS_LIVE_IN = ("tests/reference/", "tests/goldens/make_", "benchmarks/", "minisd/parity.py")
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml")
 CALLS = {
     "hasattr": "say what a thing is by its config, or by None",
@@ -40,7 +41,8 @@ MANY_ARGUMENTS = {
 KEYWORDS_PASSED_ON: tuple[str, ...] = ()
 # Libraries of our extras may be absent: they are imported where they are used, and under this module only.
 EXTRAS = {"resvg_py": "minisd.recipes", "fontTools": "minisd.recipes",
-          "diffusers": "minisd.parity", "transformers": "minisd.parity"}
+          "diffusers": "minisd.parity", "transformers": "minisd.parity",
+          "brisque": "minisd.evaluate", "cv2": "minisd.evaluate", "skimage": "minisd.evaluate"}
 # Core dependencies whose module is not called like the package.
 IMPORTED_AS = {"Pillow": "PIL"}
 
@@ -72,7 +74,7 @@ FLOORS = (
     Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
     Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline",
                   "minisd.ranges", "minisd.control", "minisd.canvas", "minisd.models", "minisd.conditions",
-                  "minisd.walk", "minisd.preview", "minisd.adapters", "minisd.parity"),
+                  "minisd.walk", "minisd.preview", "minisd.tags", "minisd.adapters", "minisd.words", "minisd.parity"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),

@@ -156,7 +156,7 @@ def test_faulty_imports(rule, path, text):
 
 
 @pytest.mark.parametrize("rule, path, text", [
-    (house.manners, "minisd/generate.py", "def main():\n    import torch"),
+    (house.manners, "minisd/generate/__main__.py", "def main():\n    import torch"),
     (house.manners, "minisd/recipes/emoji_pictures.py", "def f():\n    from fontTools.ttLib import TTFont"),
     (house.manners, "minisd/train/__init__.py", "import torch"),
     (house.peers, "tests/reference/test_unet.py", "import peft"),

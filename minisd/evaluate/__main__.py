@@ -1,6 +1,7 @@
 """`python -m minisd.evaluate MODEL --data FOLDER --out FOLDER`: measure a model and write the report.
 
 `python -m minisd.evaluate fidelity TEACHER STUDENT --data FOLDER` measures how near a student is to its teacher.
+`python -m minisd.evaluate samplers MODEL --out FOLDER` draws with every sampler and compares the pictures.
 """
 
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 
 from minisd.command import command
 from minisd.evaluate.options import FidelityOptions, Options
+from minisd.evaluate.samplers_options import SamplersOptions
 
 PROGRAM = "python -m minisd.evaluate"
 
@@ -17,7 +19,17 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["fidelity"]:
         return command(FidelityOptions, f"{PROGRAM} fidelity", compare, given[1:])
+    if given[:1] == ["samplers"]:
+        return command(SamplersOptions, f"{PROGRAM} samplers", contest, given[1:])
     return command(Options, PROGRAM, run, given)
+
+
+def contest(options: SamplersOptions) -> None:
+    """Check everything that can be checked without torch, then draw."""
+    options.check()
+
+    from minisd.evaluate.samplers import compare, lines
+    print(lines(compare(options)))
 
 
 def compare(options: FidelityOptions) -> None:

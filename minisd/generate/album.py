@@ -1,10 +1,14 @@
 """The pictures that drawings begin from, and masks: each file is opened once, whoever asks for it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL.Image import Image
 
 from minisd import images
+from minisd.canvas import canvas_of
+from minisd.drawing import Drawing
 from minisd.generate.drawings import Shot
 from minisd.generate.options import Options
 
@@ -29,3 +33,8 @@ class Album:
         for path, kind in ((options.start.image, "image"), (options.start.mask, "mask")):
             if path is not None:
                 self.look(path, kind)
+
+    def check(self, drawings: Sequence[Drawing]) -> None:
+        """A picture and a mask that do not go together are told before a model is loaded, too."""
+        for one in dict.fromkeys(replace(drawing, prompt="", seed=0) for drawing in drawings):
+            canvas_of(one, self.pictures)

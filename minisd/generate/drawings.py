@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from minisd import control
-from minisd.control import Guide, Mask, Start, Upscaler
+from minisd.canvas import drawable
+from minisd.control import Fresh, Guide, Mask, Start, Upscaler
 from minisd.drawing import STANDARD, Defaults, Drawing
 from minisd.errors import USAGE, MinisdError
-from minisd.generate.options import COUNT, SEED, Hires, Options, changed
+from minisd.generate.options import COUNT, SEED, Hires, Noise, Options, changed
 from minisd.ranges import STEPS
 
 SIDE = 512                                        # stands for the model's own size until it is known
@@ -67,7 +68,7 @@ def drawing(options: Options, prompt: str, habits: Habits) -> Drawing:
                    SEED if picture.seed is None else picture.seed,
                    size[0] if picture.width is None else picture.width,
                    size[1] if picture.height is None else picture.height,
-                   guide(options), start, mask, options.guidance.image_cfg, hires(options.hires))
+                   guide(options), start, mask, options.guidance.image_cfg, hires(options.hires), fresh(options.noise))
 
 
 def guide(options: Options) -> Guide:
@@ -104,7 +105,11 @@ def beginning(options: Options, habits: Habits) -> tuple[Start | None, Mask | No
     shot = habits.look(given.image, "image")
     whole = 0.75 if mask is None and options.guidance.image_cfg is None else 1.0
     start = Start(shot.sha256, whole if given.strength is None else given.strength)
-    return start, mask, size if given.only_masked is not None else shot.size
+    if given.only_masked is not None:
+        return start, mask, size
+    # A picture that cannot be drawn in its own size needs another; half a size is judged by the drawing.
+    sized = options.picture.width or options.picture.height
+    return start, mask, shot.size if sized else drawable(shot.size)
 
 
 def hires(given: Hires) -> control.Hires | None:
@@ -117,12 +122,20 @@ def hires(given: Hires) -> control.Hires | None:
                          given.hires_steps, cast(Upscaler, given.hires_upscaler or plain.upscaler))
 
 
+def fresh(given: Noise) -> Fresh:
+    """The noise on the way."""
+    return Fresh(given.eta, given.churn or 0.0, given.churn_low or 0.0, given.churn_high,
+                 1.0 if given.churn_noise is None else given.churn_noise)
+
+
 def recorded(drawing: Drawing) -> dict[str, Any]:
     """The options of a recorded drawing by name, but for its prompt and its pictures."""
     own: dict[str, Any] = {"negative": drawing.negative, "steps": drawing.steps, "cfg": drawing.guidance,
                            "sampler": drawing.sampler, "seed": drawing.seed,
                            "width": drawing.width, "height": drawing.height, "image_cfg": drawing.image_guidance,
-                           "cfg_rescale": drawing.guide.rescale, "threshold": drawing.guide.threshold}
+                           "cfg_rescale": drawing.guide.rescale, "threshold": drawing.guide.threshold,
+                           "eta": drawing.fresh.eta, "churn": drawing.fresh.churn, "churn_low": drawing.fresh.low,
+                           "churn_high": drawing.fresh.high, "churn_noise": drawing.fresh.noise}
     if drawing.guide.ramp:
         own["cfg_ramp"] = ",".join(map(repr, drawing.guide.ramp))
     if drawing.guide.interval:

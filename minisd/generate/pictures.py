@@ -29,6 +29,7 @@ def draw(request: Request) -> None:
         check_model(drawn, source.sha256)
         drawn.drawing.check_pictures(album.pictures)
     wanted = drawings(options, request.prompts, Habits(source.own, source.side, album.look))
+    album.check(wanted)
     easel = Easel(source.load(), source.sha256, options.out, request.share, album.pictures, options.preview_every)
     if drawn is not None and request.again:
         # Drawn again, a picture stands among as many as the first time, so that every kernel rounds as it did then.

@@ -29,6 +29,7 @@ def draw(plan: Plan) -> None:
     sources = {model: opened(find(model), plan.options, plan.share) for model in dict.fromkeys(plan.models)}
     wanted = [drawing(cell.options, cell.prompt, Habits(sources[model].own, sources[model].side, album.look))
               for cell, model in zip(plan.cells, plan.models, strict=True)]
+    album.check(wanted)
     keys = [sources[model].key(one) for model, one in zip(plan.models, wanted, strict=True)]
     there = places(out, keys)
     say_how_many(there, out)

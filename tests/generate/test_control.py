@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from minisd import images, metadata, store
-from minisd.control import Guide, Hires, Mask, Start
+from minisd.control import Fresh, Guide, Hires, Mask, Start
 from minisd.generate.__main__ import main
 
 RAMP = ("--cfg-ramp", "0,1", "--cfg-interval", "0.1,5", "--cfg-rescale", "0.5", "--dynamic-threshold", "0.99")
@@ -103,6 +103,18 @@ def test_a_strength_that_another_number_of_steps_would_allow_is_judged_by_the_mo
     assert "of 20 steps is less than one" in capsys.readouterr().err
 
 
+def test_noise_on_the_way_is_recorded_and_drawn_again(draw, out) -> None:
+    noisy = ("--churn", "10", "--churn-low", "0.1", "--churn-high", "9", "--churn-noise", "1.01")
+    assert draw("a", "--steps", "4", "--sampler", "euler", *noisy) == 0
+    assert draw("a", "--steps", "4", "--sampler", "euler", "--eta", "0.5") == 0
+    first, second = (metadata.read_drawn(out / name).drawing for name in ("00001-0.png", "00002-0.png"))
+    assert first.fresh == Fresh(None, 10.0, 0.1, 9.0, 1.01) and second.fresh == Fresh(0.5)
+    for name, again in (("00001-0.png", "00003-0.png"), ("00002-0.png", "00004-0.png")):
+        assert draw("--from-image", str(out / name)) == 0
+        assert np.array_equal(written(out, name), written(out, again))
+    assert not np.array_equal(written(out, "00001-0.png"), written(out, "00002-0.png"))
+
+
 REFUSED = [
     (["--strength", "0.5"], "--strength, but no picture"), (["--feather", "2"], "no mask"),
     (["--mask", "MASK"], "no picture"), (["-i", "PHOTO", "--strength", "1.5"], "0 to 1"),
@@ -112,14 +124,20 @@ REFUSED = [
     (["--hires", "1.01", "--size", "64x64"], "multiples of 8"), (["--cfg-ramp", "0,x"], "commas"),
     (["--cfg-interval", "1"], "two numbers"), (["--cfg-interval", "5,1"], "empty"), (["--cfg-rescale", "2"], "0 to 1"),
     (["--threshold", "nan"], "0.5 to 1"), (["--image-cfg", "2"], "no picture"),
+    (["--sampler", "ddim", "--eta", "-1"], "0 to 10"), (["--sampler", "unipc", "--eta", "1"], "unipc has no eta"),
+    (["--churn", "1", "--churn-low", "5", "--churn-high", "2"], "churn-high"), (["-i", "ODD"], "own size"),
+    (["-i", "PHOTO", "--mask", "WHITE"], "the mask has 8x8 pixels"),
     (["(a:1000)"], "1000"), (["-n", "(a:1000)"], "1000"),
 ]
 
 
 @pytest.mark.parametrize(("args", "told"), REFUSED, ids=[" ".join(args)[:40] for args, _ in REFUSED])
-def test_refused_before_a_model_is_loaded(args, told, draw, photo, mask, capsys, monkeypatch) -> None:
+def test_refused_before_a_model_is_loaded(args, told, draw, photo, mask, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(store, "load_modules", None)
-    names = {"PHOTO": str(photo), "MASK": str(mask)}
+    names = {"PHOTO": str(photo), "MASK": str(mask), "ODD": str(tmp_path / "odd.png"),
+             "WHITE": str(tmp_path / "white.png")}
+    Image.new("RGB", (131, 97)).save(names["ODD"])
+    Image.new("L", (8, 8), 255).save(names["WHITE"])
     assert draw("a", *(names.get(arg, arg) for arg in args)) == 2
     said = capsys.readouterr()
     assert re.search(f"(?s){told}", said.err) and len(said.err.splitlines()) <= 6 and said.out == ""
