@@ -29,6 +29,25 @@ def with_clip_skip(cfg: CLIPTextConfig, skip: int, numbering: Literal["a1111", "
     return replace(cfg, skipped_layers=skip - 1 if numbering == "a1111" else skip)
 
 
+class Embedding(nn.Embedding):
+    """A table of rows, and behind it the rows of words learnt later: a parameter of their own, so others cannot move.
+
+    Textual inversion (Gal et al., arXiv 2208.01618).
+    """
+
+    def __init__(self, rows: int, extra: int, width: int):
+        super().__init__(rows, width)
+        self.extra = nn.Parameter(torch.zeros(extra, width)) if extra else None
+
+    def forward(self, ids: Tensor) -> Tensor:     # [b, n] -> [b, n, width]
+        if self.extra is None:
+            return super().forward(ids)
+        rows = len(self.weight)
+        known = F.embedding(ids.clamp(max=rows - 1), self.weight)
+        learnt = F.embedding((ids - rows).clamp(min=0), self.extra)
+        return torch.where((ids >= rows)[..., None], learnt, known)
+
+
 class Layer(nn.Module):
     """Self-attention and a feed-forward of width 4 dim; each normalised before and added after."""
 
@@ -53,7 +72,7 @@ class CLIPText(nn.Module):
     def __init__(self, cfg: CLIPTextConfig):
         super().__init__()
         self.cfg = cfg
-        self.token = nn.Embedding(cfg.vocab_size, cfg.width)
+        self.token = Embedding(cfg.vocab_size, sum(word.vectors for word in cfg.words), cfg.width)
         self.position = nn.Embedding(cfg.window, cfg.width)
         self.layers = nn.ModuleList(Layer(cfg.width, cfg.heads, cfg.activation) for _ in range(cfg.depth))
         self.norm_out = nn.LayerNorm(cfg.width)

@@ -83,6 +83,20 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word that a text encoder has learnt later; its tokens follow the vocabulary's, in the order of the words."""
+
+    text: str
+    vectors: int = 1                              # tokens that it becomes
+
+    def __post_init__(self) -> None:
+        if not self.text or self.text != " ".join(self.text.split()).lower() or set(self.text) & set("()[]|:\\"):
+            raise ValueError(f"the word {self.text!r}: it has small letters, single spaces, and none of ()[]|:\\")
+        if self.vectors < 1:
+            raise ValueError(f"the word {self.text!r} of {self.vectors} vectors: at least 1")
+
+
+@dataclass(frozen=True)
 class CLIPTextConfig:
     """CLIP's text transformer; the defaults are ViT-L/14's, as in SD1.5."""
 
@@ -96,8 +110,12 @@ class CLIPTextConfig:
     skipped_layers: int = 0                       # last layers whose work the hidden states leave out (CLIP skip)
     final_norm: bool = True                       # whether the hidden states pass the final LayerNorm (SDXL: no)
     pad: Literal["end", "zero"] = "end"           # the token that fills a window (SD1: the end token, SD2: 0)
+    words: tuple[Word, ...] = ()                  # those learnt later, beyond the vocabulary
 
     def __post_init__(self) -> None:
+        texts = [word.text for word in self.words]
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"the words {', '.join(texts)}: each at most once")
         if not 0 <= self.skipped_layers < self.depth:
             raise ValueError(f"{self.skipped_layers} skipped layers of {self.depth}: at least one must stay")
 

@@ -34,7 +34,7 @@ class Window(NamedTuple):
 
 def tokenizer_of(cfg: CLIPTextConfig) -> Tokenizer:
     """The tokenizer whose ids this text model reads."""
-    return Tokenizer(cfg.vocab_size, cfg.window, cfg.pad)
+    return Tokenizer(cfg.vocab_size, cfg.window, cfg.pad, cfg.words)
 
 
 # ---------------------------------------------------------------- windows

@@ -4,12 +4,14 @@ import html
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import ftfy
 import regex
 
 from minisd.bpe import BYTES, MOST_MERGES, load_spelling, load_table, merge, word_ids
+from minisd.config import Word
 from minisd.errors import USAGE, MinisdError
 
 SPECIAL = 2  # start and end of text: always the last two ids
@@ -45,6 +47,15 @@ def _encode_word(word: str, vocab_size: int) -> list[int]:
 _encode_short_word = lru_cache(maxsize=1 << 16)(_encode_word)
 
 
+@lru_cache(maxsize=64)
+def _learnt(words: tuple[Word, ...]) -> regex.Pattern[str]:
+    """Finds learnt words in a cleaned text, of two that begin alike the longer; letters next to one make it another."""
+    each = sorted((word.text for word in words), key=len, reverse=True)
+    return regex.compile("|".join(
+        (r"(?<!\w)" if text[0].isalnum() else "") + regex.escape(text) + (r"(?!\w)" if text[-1].isalnum() else "")
+        for text in each))
+
+
 def _refused(what: str, allowed: str) -> MinisdError:
     return MinisdError(what=what, where="Tokenizer", remedy=f"give {allowed}", code=USAGE)
 
@@ -53,12 +64,14 @@ def _refused(what: str, allowed: str) -> MinisdError:
 class Tokenizer:
     """Text to ids and back. A smaller `vocab_size` keeps the first merges; start and end are last.
 
-    `pad` is what fills a window after its end: the end token again (SD1), or id 0 (SD2's OpenCLIP).
+    `pad` is what fills a window after its end: the end token again (SD1), or id 0 (SD2's OpenCLIP). The ids of `words`,
+    which have been learnt later, follow the vocabulary's.
     """
 
     vocab_size: int = FULL_VOCAB
     window: int = 77
     pad: Literal["end", "zero"] = "end"
+    words: tuple[Word, ...] = ()
 
     def __post_init__(self) -> None:
         if not SMALLEST_VOCAB <= self.vocab_size <= FULL_VOCAB:
@@ -83,11 +96,29 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """All the ids of a text, without start, end and padding."""
+        cleaned = clean(text)
+        if not self.words:
+            return self._spelt(cleaned)
         ids: list[int] = []
-        for word in WORD.findall(clean(text)):
+        at, learnt = 0, self.learnt
+        for found in _learnt(self.words).finditer(cleaned):
+            ids += [*self._spelt(cleaned[at:found.start()]), *learnt[found[0]]]
+            at = found.end()
+        return ids + self._spelt(cleaned[at:])
+
+    def _spelt(self, cleaned: str) -> list[int]:
+        """The ids of a cleaned text in which no word is a learnt one."""
+        ids: list[int] = []
+        for word in WORD.findall(cleaned):
             encode = _encode_short_word if len(word) <= LONGEST_CACHED else _encode_word
             ids += encode(word, self.vocab_size)
         return ids
+
+    @property
+    def learnt(self) -> dict[str, range]:
+        """The ids of the words learnt later."""
+        ends = list(accumulate((word.vectors for word in self.words), initial=self.vocab_size))
+        return {word.text: range(*ids) for word, ids in zip(self.words, pairwise(ends), strict=True)}
 
     def frame(self, ids: list[int]) -> list[int]:
         """One window: start, the ids, end, padding."""
@@ -118,10 +149,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The cleaned text that the ids spell, words apart, up to the first end token."""
         spelling = load_spelling(self.vocab_size - SMALLEST_VOCAB)
+        learnt = {i: f"{text} ".encode() if i == ids[-1] else b"" for text, ids in self.learnt.items() for i in ids}
         parts: list[bytes] = []
         for i in ids:
+            if i in learnt:
+                parts.append(learnt[i])
+                continue
             if not 0 <= i < self.vocab_size:
-                raise _refused(f"token id {i}", f"0 to {self.vocab_size - 1}")
+                raise _refused(f"token id {i}", f"0 to {self.vocab_size + len(learnt) - 1}")
             if i == self.end:
                 break
             if i != self.start:

@@ -20,6 +20,7 @@ from weights_convert.pieces import CALLS, Piece, storage
 
 LONGEST_PICKLE = 2 ** 24
 THREADS = 4
+NESTS = ("state_dict", "string_to_param")           # where the tensors may lie: of a model, of A1111's embeddings
 MOST_OPCODES = 600_000                              # some 35 for a tensor
 
 
@@ -87,16 +88,16 @@ def damaged(file: Mapped, items: list[Item]) -> set[str]:
 
 
 def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:
-    """The tensors of `state_dict`, or of the top where there is none, and notes on all else."""
+    """The tensors of `state_dict` (of an embedding, `string_to_param`), or of the top, and notes on all else."""
     if type(content) is not dict:
         raise Malformed("it holds no dictionary of weights; a whole module may have been saved, not its state_dict")
     state, notes = content, []
-    if "state_dict" in content:
-        state = content["state_dict"]
-        if rest := [shown(key) for key in content if type(key) is str and key != "state_dict"]:
-            notes.append(f"ignored beside state_dict: {', '.join(rest[:20])}")
+    if inner := next((key for key in NESTS if key in content), None):
+        state = content[inner]
+        if rest := [shown(key) for key in content if type(key) is str and key != inner]:
+            notes.append(f"ignored beside {inner}: {', '.join(rest[:20])}")
         if type(state) is not dict:
-            raise Malformed("its state_dict is no dictionary")
+            raise Malformed(f"its {inner} is no dictionary")
     if any(type(key) is not str and type(value) is Piece for key, value in state.items()):
         raise Malformed("tensors whose names are no text")
     pieces = {key: value for key, value in state.items() if type(value) is Piece}

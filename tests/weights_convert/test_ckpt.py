@@ -105,10 +105,16 @@ def test_what_is_no_tensor_is_noted(reading):
     assert reading(saved({"a": FLOATS, "step": 3})).notes == ["ignored, as they are no tensors: step"]
 
 
+def test_an_embedding_of_a1111(reading):
+    found = reading(saved({"string_to_token": {"*": 265}, "string_to_param": {"*": FLOATS}, "name": "x"}))
+    assert torch.equal(found.tensors["*"], FLOATS)
+    assert found.notes == ["ignored beside string_to_param: string_to_token, name"]
+
+
 @pytest.mark.parametrize("content, word", [
     (torch.nn.Linear(2, 2), "whole module"), ([FLOATS], "whole module"), (FLOATS, "whole module"), ({}, "no tensors"),
-    ({"string_to_param": {"*": FLOATS}, "name": "x"}, "only string_to_param, name"),
-    ({"state_dict": 3}, "no dictionary"),
+    ({"params": {"*": FLOATS}, "name": "x"}, "only params, name"),
+    ({"state_dict": 3}, "no dictionary"), ({"string_to_param": {"*": 3}}, "no tensors in it, only *"),
     ({3: FLOATS}, "names are no text"), ({"\x1b[2J": FLOATS}, "not printable"), ({"a" * 501: FLOATS}, "too long"),
     ({"s": torch.eye(2).to_sparse()}, "no tensors"), ({"a": FLOATS[:1].expand(9, 6)}, "outside its storage"),
 ])

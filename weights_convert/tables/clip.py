@@ -16,6 +16,7 @@ LEAVES: Leaves = {
         Leaf(("", "logit_scale", "text_model.embeddings.position_ids")),
     ],
     "projected": [Leaf(("projection.weight", "text_projection", "text_projection.weight"), TRANSPOSED)],
+    "learnt": [Leaf(("token.extra", "", ""))],
     "unprojected": [Leaf(("", "text_projection", ""))],
     "vision": [
         Leaf(("patch.weight", "visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")),
@@ -42,7 +43,10 @@ LEAVES: Leaves = {
 
 def text_rows(cfg: CLIPTextConfig, dialect: str) -> list[Row]:
     """Rows from our names to `openclip`, `hf`, `hf-bare` (as transformers 5 saves a lone tower) or `ours`."""
-    top = [Block("text", ("", "", "")), Block("projected" if cfg.projection_dim else "unprojected", ("", "", ""))]
+    kinds = ["text", "projected" if cfg.projection_dim else "unprojected"]
+    if cfg.words and dialect == "ours":           # no other dialect has words learnt later in its checkpoints
+        kinds.append("learnt")
+    top = [Block(kind, ("", "", "")) for kind in kinds]
     layers = blocks(cfg.depth, "transformer.resblocks", "text_model.encoder.layers")
     return named([*top, *layers], dialect)
 
