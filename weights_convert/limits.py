@@ -14,13 +14,13 @@ DTYPES = {
 LONGEST, MOST_DIMENSIONS, LONGEST_NAME = 2 ** 48, 16, 500
 
 
-def sizes(numbers: Any, kind: type) -> bool:
+def sizes(numbers: Any, kind: type[list[Any]] | type[tuple[Any, ...]]) -> bool:
     """Whether this is a list or tuple of sizes; true and 1.0 are no numbers here."""
     return (type(numbers) is kind and len(numbers) <= MOST_DIMENSIONS
             and all(type(n) is int and 0 <= n <= LONGEST for n in numbers))
 
 
-def shape(numbers: Any, kind: type) -> bool:
+def shape(numbers: Any, kind: type[list[Any]] | type[tuple[Any, ...]]) -> bool:
     """Whether a tensor may have this shape; an empty one may not be endless in its other dimensions."""
     return sizes(numbers, kind) and prod(n or 1 for n in numbers) <= LONGEST
 
