@@ -61,6 +61,7 @@ MODELS = ("minisd.unet", "minisd.vae", "minisd.vae_tiling", "minisd.clip", "mini
           "minisd.attach", "minisd.surgery", "minisd.fast")
 PROGRAMS = ("minisd.generate.__main__", "minisd.distill", "minisd.train.__main__", "minisd.evaluate.__main__",
             "minisd.recipes.emoji_data", "weights_convert.__main__")
+COMMANDS = ("weights_convert.lora.program",)      # programs within a program, by its first word
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
@@ -79,8 +80,10 @@ FLOORS = (
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),
     Floor("generate", ("minisd.generate",), ("face", "words", "parts", "models", "methods", "converter", "use")),
+    Floor("commands", COMMANDS, ("words", "parts", "converter")),
     Floor("programs", PROGRAMS,
-          ("face", "words", "parts", "models", "methods", "converter", "use", "training", "generate"), itself=False),
+          ("face", "words", "parts", "models", "methods", "converter", "use", "training", "generate", "commands"),
+          itself=False),
 )
 # Narrower than the floor: who, and what it must not import.
 APART = (("minisd.train.loop", ("minisd.train.tasks", *MODELS)),)
@@ -321,7 +324,7 @@ def manners(source: Source) -> Iterator[str]:
             yield source.fault(node, "a relative import")
         if source.is_package and source.module != "minisd" and under(module, *PACKAGES):
             yield source.fault(node, f"imports {module}: who imports one module of a package would pay for all")
-        if id(node) in late and source.module not in PROGRAMS and not is_extra(module, source):
+        if id(node) in late and source.module not in (*PROGRAMS, *COMMANDS) and not is_extra(module, source):
             yield source.fault(node, f"imports {module} late: imports stand at the top")
 
 
