@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -17,6 +18,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.shares import share
 
 INTERRUPT = 130                                   # what shells expect of a program that was interrupted
+UNREAD = 141                                      # and of one whose output is not read to its end
 UNFORESEEN = 1
 SHOWN_LINES, LONGEST_LINE = 6, 500
 FRAME = "╭╮╰╯│─ "
@@ -56,11 +58,17 @@ def shown(default: str = "", *aliases: str) -> Any:
 def command(options: type[Options], program: str, run: Callable[[Options], None],
             args: Sequence[str] | None = None) -> int:
     """Parse, run, and return the exit code; a traceback is shown with --debug only."""
-    chosen = parse(options, program, args)
+    try:
+        chosen = parse(options, program, args)
+    except BrokenPipeError:
+        return unread()
     try:
         with notes():
             run(chosen)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:
+        return unread()
     except KeyboardInterrupt:
         return failed("interrupted", INTERRUPT)
     except MinisdError as error:
@@ -72,6 +80,12 @@ def command(options: type[Options], program: str, run: Callable[[Options], None]
             raise
         why = "".join(str(error).splitlines()[:1])
         return failed(f"unforeseen {type(error).__name__}: {why}\n  do: --debug shows where it happened", UNFORESEEN)
+
+
+def unread() -> int:
+    """Whoever read the output has gone, as `head` does: no fault of anybody's, and nobody is there to be told."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python's own last flush would complain
+    return UNREAD
 
 
 class Once(logging.Filter):
@@ -107,6 +121,7 @@ def parse(options: type[Options], program: str, args: Sequence[str] | None) -> O
         with redirect_stderr(boxed):
             return tyro.cli(options, prog=program, args=args, config=(FlagCreatePairsOff,))
     except SystemExit as end:
+        sys.stdout.flush()
         raise SystemExit(failed(unboxed(boxed.getvalue()), USAGE) if end.code else 0) from None
 
 

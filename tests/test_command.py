@@ -1,6 +1,8 @@
 """Command lines: what cannot be understood and what fails is said in a few plain lines, with the right exit code."""
 
 import logging
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -88,3 +90,13 @@ def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         command(Options, "program", note, [])
         assert capsys.readouterr().err == "note 1\nnote 2\n"
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--list-samplers"]])
+def test_a_reader_that_goes_away_is_no_error(args):
+    """As `head` does once it has its lines."""
+    program = [sys.executable, "-m", "minisd.generate", *args]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
