@@ -39,7 +39,7 @@ class LoRASpec:
 # ---------------------------------------------------------------- on and off
 def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Paths of the Linears and convolutions that match any of the patterns; each pattern must find one."""
-    paths = [path for path, module in model.named_modules() if type(module) in HOSTS | PLAIN]
+    paths = [path for path, module in model.named_modules() if passes.kind_of(module) in HOSTS | PLAIN]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(path, pattern) for path in paths)]
     if idle:
         raise MinisdError(f"no module matches {', '.join(idle)}", why=f"there are {', '.join(paths[:SHOWN])}, ...",
@@ -70,9 +70,8 @@ def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
     if name in adapters(model):
         raise MinisdError(f"an adapter called {name!r} is attached already", remedy="detach it, or give another name",
                           code=USAGE)
-    passes.plain(model)                           # the modules that it knows, should the model have drawn already
     for path, side in sides.items():
-        host = hosted(model.get_submodule(path))
+        host = hosted(passes.plain(model.get_submodule(path)))       # should the model have drawn already
         model.set_submodule(path, host)
         host.lora[name] = side
 
@@ -84,7 +83,7 @@ def detach(model: nn.Module, name: str) -> dict[str, Side]:
         if name in host.lora:
             taken[path] = cast(Side, host.lora.pop(name))
             if not host.lora:
-                model.set_submodule(path, plain(host))
+                model.set_submodule(path, plain(passes.plain(host)))
     if not taken:
         raise absent(model, name)
     return taken
@@ -124,7 +123,8 @@ def merge(model: nn.Module) -> Merged:
     """
     before = Merged(model, dict(hosts(model)))
     for path, host in before.hosts.items():
-        module, total = plain(host), host.weight.float()
+        module = plain(passes.plain(host))
+        total = host.weight.float()
         for side in host.lora.values():
             total = total + cast(Side, side).strength.float() * cast(Side, side).delta().float()
         module.weight = nn.Parameter(total.to(host.weight.dtype), requires_grad=host.weight.requires_grad)
@@ -135,7 +135,8 @@ def merge(model: nn.Module) -> Merged:
 # ---------------------------------------------------------------- what is there
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:
     """Modules with side paths, by path."""
-    return ((path, cast(Host, module)) for path, module in model.named_modules() if type(module) in PLAIN)
+    return ((path, cast(Host, module)) for path, module in model.named_modules()
+            if passes.kind_of(module) in PLAIN)
 
 
 def adapters(model: nn.Module) -> list[str]:

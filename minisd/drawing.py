@@ -9,6 +9,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
 from minisd.samplers.churn import Churn
 from minisd.samplers.recipes import Recipe, sampler
+from minisd.tags import Lora, check_alone
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Drawing:
     image_guidance: float | None = None           # of instruct-pix2pix: how strictly to follow the picture
     hires: Hires | None = None
     fresh: Fresh = STILL
+    loras: tuple[Lora, ...] = ()                  # in the order in which they are added
 
     def __post_init__(self) -> None:
+        check_alone(self.loras)
         in_range("steps", self.steps, *STEPS)
         in_range("cfg", self.guidance, *GUIDANCE)
         in_range("seed", self.seed, 0, SEEDS - 1)

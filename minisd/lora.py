@@ -117,7 +117,7 @@ class LoRALinear(nn.Linear):
     lora: nn.ModuleDict
 
     def forward(self, x: Tensor) -> Tensor:       # [..., in] -> [..., out]
-        y = F.linear(x, self.weight, self.bias)
+        y = super().forward(x)
         for side in self.lora.values():
             y = cast(Side, side).add_linear(y, x)
         return y

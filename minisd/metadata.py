@@ -4,7 +4,7 @@ chunk `minisd` from which the same picture is drawn again. Only text is read her
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from minisd import schema
 from minisd.control import Fresh, Guide
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
+from minisd.tags import Lora
 
 CHUNK = "minisd"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -45,9 +46,10 @@ def a1111(drawn: Drawn) -> str:
         "Steps": what.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
         "CFG scale": what.guidance, "Image CFG scale": what.image_guidance, "Seed": what.seed,
         "Size": f"{what.width}x{what.height}", "Model hash": drawn.model_sha256[:10], "Model": drawn.model,
-        **_begun(what), **_guided(what.guide), **_stirred(what.fresh), "Version": f"minisd {drawn.version}",
+        **_begun(what), **_guided(what.guide), **_stirred(what.fresh), "Lora hashes": _hashes(what.loras),
+        "Version": f"minisd {drawn.version}",
     }
-    lines = [what.prompt]
+    lines = [f"{what.prompt} {' '.join(f'<lora:{lora}>' for lora in what.loras)}" if what.loras else what.prompt]
     if what.negative:
         lines.append(f"Negative prompt: {what.negative}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None))
@@ -86,6 +88,11 @@ def _stirred(fresh: Fresh) -> dict[str, str | float | None]:
         return {"Eta": fresh.eta}
     return {"Eta": fresh.eta, "Sigma churn": fresh.churn, "Sigma tmin": fresh.low or None, "Sigma tmax": fresh.high,
             "Sigma noise": fresh.noise if fresh.noise != 1 else None}
+
+
+def _hashes(loras: Sequence[Lora]) -> str | None:
+    """By which sites know them again; their names and strengths stand behind the prompt."""
+    return ", ".join(f"{lora.name}: {lora.hash}" for lora in loras) or None
 
 
 def _quoted(value: str) -> str:

@@ -167,6 +167,11 @@ def must_fit(model: Model) -> None:
         _check_fit(model.parts[name].ours(), _empty(known[name]), f"{model.where}: {name}")
 
 
+def blank(cfg: ModelConfig, names: Collection[str]) -> dict[str, nn.Module]:
+    """Parts of a model of this config as their shapes alone, on the meta device."""
+    return {name: _empty(build) for name, build in parts(cfg).items() if name in names}
+
+
 def _empty(build: Callable[[], nn.Module]) -> nn.Module:
     """A module without memory for its weights, since a file's are assigned, not copied."""
     with torch.device("meta"), Blank():

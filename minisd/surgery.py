@@ -117,6 +117,11 @@ def origins(teacher: UNetConfig, cfg: UNetConfig) -> dict[str, str]:
     return found
 
 
+def block_of(path: str) -> str:
+    """The block that a module or weight lies in, as `origins` names it; of what lies in none, the beginning."""
+    return ".".join(path.split(".")[:4 if ".res." in path or ".attn." in path else 3])
+
+
 def transplant(teacher: UNet, cfg: UNetConfig) -> UNet:
     """A student of this config with its first weights, copies of the teacher's by block identity, in its dtype."""
     must_descend(teacher.cfg, cfg)
@@ -125,7 +130,7 @@ def transplant(teacher: UNet, cfg: UNetConfig) -> UNet:
         made = UNet(cfg)
     tensors = {}
     for key, wanted in made.state_dict().items():
-        block = ".".join(key.split(".")[:4 if ".res." in key or ".attn." in key else 3])
+        block = block_of(key)
         there = theirs[blocks.get(block, block) + key.removeprefix(block)]
         fresh = 1.0 if key.endswith("norm1.weight") else 0.0
         tensors[key] = fitted(there.detach(), wanted.shape, cfg.widths[-1], fresh)

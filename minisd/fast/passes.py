@@ -11,15 +11,22 @@ import torch
 from torch import nn
 
 from minisd.fast.attention import ChunkedAttention, worthwhile
+from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv2d
 from minisd.fast.lean import LeanGEGLU, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
+from minisd.lora import LoRAConv2d, LoRALinear
 
 M = TypeVar("M", bound=nn.Module)
 FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
-    ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear}
-PLAIN = {fast: plain for plain, fast in FASTER.items()} | {
-    ChunkedAttention: Attention, OneDNNPoint: nn.Conv2d, PackedConv2d: nn.Conv2d}
+    ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear,
+    LoRALinear: OneDNNLoRALinear}
+# Convolutions of 1x1, and others.
+CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] = {
+    nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}
+PLAIN = {fast: plain for plain, fast in FASTER.items()} | {ChunkedAttention: Attention} | {
+    fast: plain for plain, both in CONVOLUTIONS.items() for fast in both}
+PACKED = {packed for _, packed in CONVOLUTIONS.values()}
 
 
 def quicken(model: M, packed: bool = True) -> M:
@@ -31,7 +38,7 @@ def quicken(model: M, packed: bool = True) -> M:
     with torch.inference_mode(False):             # they remain weights like any others
         for module in model.modules():
             kind = type(module)
-            if kind is nn.Conv2d:
+            if kind in CONVOLUTIONS:
                 _quicken_convolution(cast(nn.Conv2d, module), packed)
             elif kind is Attention and worthwhile() and serves(next(module.parameters())):
                 module.__class__ = ChunkedAttention
@@ -44,11 +51,16 @@ def _quicken_convolution(conv: nn.Conv2d, packed: bool) -> None:
     served = serves(conv.weight)
     if served and packed and conv.kernel_size != (1, 1):
         pack(conv)
-        conv.__class__ = PackedConv2d
+        conv.__class__ = CONVOLUTIONS[type(conv)][1]
         return
     conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if served and conv.kernel_size == (1, 1):
-        conv.__class__ = OneDNNPoint
+        conv.__class__ = CONVOLUTIONS[type(conv)][0]
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has or would have again."""
+    return PLAIN.get(type(module), type(module))
 
 
 def plain(model: M) -> M:
@@ -56,8 +68,8 @@ def plain(model: M) -> M:
     with torch.inference_mode(False):
         for module in model.modules():
             kind = type(module)
-            if kind is PackedConv2d:
-                unpack(cast(PackedConv2d, module))
+            if kind in PACKED:
+                unpack(cast(nn.Conv2d, module))
             if kind in PLAIN:
                 module.__class__ = PLAIN[kind]
     return model

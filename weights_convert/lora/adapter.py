@@ -1,7 +1,7 @@
 """An adapter as its file says it, free of any dialect: what is added to which module of which part."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,6 +42,13 @@ class Entry:
         """alpha / rank, by which the product is multiplied; full factors of a LoKr stand as they are."""
         full = self.kind == "lokr" and {"w1", "w2"} <= self.tensors.keys()
         return 1.0 if full or self.alpha is None else self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what it adds, [out, in * k * k], without computing it; RuntimeError where tensors do not fit together."""
+        shapes = {role: tensor.to("meta") for role, tensor in self.tensors.items()}
+        rows, columns = replace(self, tensors=shapes).delta().shape
+        return rows, columns
 
     def delta(self) -> Tensor:
         """The matrix [out, in * k * k] that is added to the weight, in float32."""
