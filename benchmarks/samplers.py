@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "samplers")]
 
 from reference.sampler_cases import CASES  # noqa: E402
 from reference.walks import Worst, compared  # noqa: E402
-from samplers.test_k_diffusion import WALKS, recorded_in, walk_difference  # noqa: E402
+from test_k_diffusion import WALKS, recorded_in, walk_difference  # noqa: E402
 
 from minisd.samplers.recipes import sampler  # noqa: E402
 

@@ -60,8 +60,8 @@ def compared(case: Case, prediction: str, n: int, as_it_is: bool = False) -> Wor
 
 
 def difference_of(name: str, case: Case, mine: Walk, reference: Walk, within: float) -> float:
-    # In float32 the reference finds a Karras sigma's timestep to three digits after the point.
-    close = pytest.approx(reference.told, rel=1e-7, abs=1e-7 if within < math.inf else 3e-3)
+    # In float32 the reference finds a sigma's timestep to within 0.002, and the one of DPM2 a next to 0 as 0.0096.
+    close = pytest.approx(reference.told, rel=1e-7, abs=1e-7 if within < math.inf else 1e-2)
     assert mine.told == close, f"{name}: timesteps told to the network"
     differences = [assert_close(f"{name}: call {i + 1} of {len(mine.fed)}", a, b, within)
                    for i, (a, b) in enumerate(zip(mine.fed, reference.fed, strict=True))]
