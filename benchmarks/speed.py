@@ -43,7 +43,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that the weights are removed then as well
     rows = [row for row in ROWS if not options.rows or row.name in options.rows]
     out = options.out or (None if options.quick else RESULTS / f"speed-{slug(cpu())}.json")
-    results = kept(out, rows) if options.resume and out else []
+    results = kept(out) if options.resume and out else []
     print(f"{cpu()}, {os.cpu_count()} cores; {versions()}\n", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="minisd-speed-", dir=options.scratch) as folder:
         weights = options.weights or Path(folder)
@@ -53,8 +53,8 @@ def main() -> int:
         for row in rows:
             if row.name in [result.row for result in results]:
                 continue
-            results.append(bench.measure(row))
-            print(line(results[-1]), file=sys.stderr, flush=True)
+            results = ordered([*results, bench.measure(row)])
+            print(line(next(result for result in results if result.row == row.name)), file=sys.stderr, flush=True)
             if out:
                 write(out, results)
     print(table(results))
@@ -100,6 +100,12 @@ def shown(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
+def ordered(results: Iterable[Result]) -> list[Result]:
+    """As the table has them, whatever was measured first."""
+    names = [row.name for row in ROWS]
+    return sorted(results, key=lambda result: names.index(result.row))
+
+
 def table(results: Iterable[Result]) -> str:
     """All rows as Markdown."""
     rule = "|".join(["---"] + ["---:"] * (len(HEAD) - 1))
@@ -139,16 +145,14 @@ def write(path: Path, results: Iterable[Result]) -> None:
     fresh.replace(path)
 
 
-def kept(path: Path, rows: Iterable[Row]) -> list[Result]:
-    """Rows of an earlier run of the same versions on the same machine."""
+def kept(path: Path) -> list[Result]:
+    """Rows of earlier runs of the same versions on the same machine."""
     if not path.exists():
         return []
     data = json.loads(path.read_text(encoding="utf-8"))
     if data["machine"] != machine():
         raise SystemExit(f"{path} is of {data['machine']}, this is {machine()}: give another --out")
-    names = [row.name for row in rows]
-    return [Result(**{key: row[key] for key in Result.__dataclass_fields__})
-            for row in data["rows"] if row["row"] in names]
+    return [Result(**{key: row[key] for key in Result.__dataclass_fields__}) for row in data["rows"]]
 
 
 # ---------------------------------------------------------------- the machine

@@ -57,12 +57,18 @@ def test_rows_that_were_measured_are_kept(tmp_path: Path) -> None:
     made.add(TUNED, 1.5, 1)
     made.row = "unet fp32"
     speed.write(path, [made])
-    assert speed.kept(path, speed.ROWS) == [made]
+    assert speed.kept(path) == [made]
     assert json.loads(path.read_text())["rows"][0]["ratio"] == 2.0
-    assert speed.kept(tmp_path / "none.json", speed.ROWS) == []
+    assert speed.kept(tmp_path / "none.json") == []
     path.write_text(json.dumps({"machine": "another", "rows": []}))
     with pytest.raises(SystemExit, match="give another --out"):
-        speed.kept(path, speed.ROWS)
+        speed.kept(path)
+
+
+def test_rows_stand_in_the_order_of_the_table() -> None:
+    first, last = result([1.0], [2.0]), result([1.0], [2.0])
+    first.row, last.row = speed.ROWS[0].name, speed.ROWS[-1].name
+    assert speed.ordered([last, first]) == [first, last]
 
 
 def test_a_table_has_all_columns() -> None:
