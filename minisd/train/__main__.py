@@ -65,8 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def data_check(options: DataCheck) -> None:
     """Print the findings; a folder with broken pictures or empty captions is a bad one, by its exit code."""
     from minisd.tokenizer import Tokenizer
-    from minisd.train.buckets import MULTIPLE, sizes
-    from minisd.train.config import DataConfig
+    from minisd.train.buckets import sizes
+    from minisd.train.config import MULTIPLE, DataConfig
     from minisd.train.datacheck import HARMFUL, check, report
     from minisd.train.rows import read_rows
 

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minisd.images import to_tensor
+from minisd.errors import MinisdError
+from minisd.images import FORMATS, to_tensor
 
-MULTIPLE = 64                                     # pixels: sides that every stage of the UNet halves without a rest
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)      # EXIF's tag, and its values that swap width and height
 
 
 class Bucket(NamedTuple):
@@ -34,10 +36,8 @@ def sizes(side: int, multiple: int, ratio: float) -> list[Bucket]:
         height = side * side // width // multiple * multiple
         if height and max(width / height, height / width) <= ratio:
             found |= {Bucket(width, height), Bucket(height, width)}
-    largest = {}
-    for one in sorted(found):                     # of equal widths the tallest
-        largest[one.width] = one
-    return sorted(largest.values())
+    return sorted(one for one in found if not any(
+        one != other and one.width <= other.width and one.height <= other.height for other in found))
 
 
 def assigned(size: tuple[int, int], buckets: Sequence[Bucket]) -> Bucket:
@@ -58,3 +58,15 @@ def fitted(picture: Image.Image, bucket: Bucket) -> Tensor:
     left, top = (picture.width - width) / 2, (picture.height - height) / 2
     resized = picture.resize(bucket, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     return ((to_tensor(resized) + 1) * 127.5).round().to(torch.uint8)
+
+
+def shown_size(source: Path | BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture as it is shown, from its header."""
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            early = image.format != "PNG" or "exif" in image.info  # Pillow reads a whole PNG in search of it
+            turned = early and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+            return (image.height, image.width) if turned else image.size
+    except Exception as fault:                    # a decoder that is fed damaged bytes may raise anything
+        why = f"{type(fault).__name__}: {fault}"[:200]
+        raise MinisdError("the picture cannot be read", str(source), why, "give a whole file") from fault

@@ -11,6 +11,7 @@ from minisd.config import ModelConfig
 from minisd.drawing import Drawing
 from minisd.errors import MinisdError
 
+MULTIPLE = 64                                     # pixels: a bucket's sides, which every stage of a UNet halves
 RESERVED = ("model", "cache")                     # folders beside those of the stages
 
 
@@ -62,12 +63,17 @@ class DataConfig:
     core_only: bool = False
     size: int = 128                               # pixels a side
     crop: int = 0                                 # train on random crops of this size; 0 = the whole picture
+    buckets: float = 1.0                          # largest ratio of the sides; 1 = squares, else sizes of equal area
     flip: bool = False                            # every second time, mirrored
     plain_captions: float = 0.5                   # probability of a picture's first caption; the others share the rest
 
     def __post_init__(self) -> None:
         within("size", self.size, 1)
         within("crop", self.crop, 0, self.size)
+        within("buckets", self.buckets, 1, 8)
+        if self.buckets > 1 and (self.crop or self.size % MULTIPLE):
+            raise ValueError(f"buckets with size {self.size}, crop {self.crop}: give no crop, and a multiple of "
+                             f"{MULTIPLE}")
         within("plain_captions", self.plain_captions, 0, 1)
 
     @property
@@ -138,6 +144,8 @@ class Stage:
                              f"{' or '.join(RESERVED)}")
         if len([task for task in (self.vae, self.clip, self.finetune) if task is not None]) != 1:
             raise ValueError(f"stage {self.name}: give exactly one of the tables vae, clip, finetune")
+        if self.finetune is None and self.data.buckets > 1:
+            raise ValueError(f"stage {self.name}: it takes squares, leave buckets out")
         if self.finetune is not None and self.data.crop:
             raise ValueError(f"stage {self.name}: latents are made of whole pictures, leave crop out")
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from minisd.clip import TextStates
 from minisd.errors import MinisdError
 from minisd.images import open_picture
-from minisd.train.config import DataConfig
+from minisd.train.buckets import Bucket, assigned, fitted, shown_size, sizes
+from minisd.train.config import MULTIPLE, DataConfig
 from minisd.train.draws import Purpose, stream
+from minisd.train.plan import Plan
 from minisd.train.rows import Row, read_rows
 from minisd.vae import Posterior
 
@@ -56,6 +58,7 @@ class Pictures:
     cfg: DataConfig
     seed: int
     split: str = "train"
+    together: int = 1                             # samples in a row that have one size, where there are buckets
     broken: dict[Path, str] = field(default_factory=dict)
     decoded: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
@@ -64,9 +67,26 @@ class Pictures:
         if not self.rows:
             raise MinisdError(f"no {self.split} pictures", str(self.folder), f"no row fits {self.cfg}",
                               "name other styles, or leave core_only out")
+        self.buckets: dict[Path, Bucket] = {}
+        self.plan = self.planned() if self.cfg.buckets > 1 else None
+
+    def planned(self) -> Plan:
+        """The rows by bucket, and their order."""
+        choice, groups = sizes(self.cfg.size, MULTIPLE, self.cfg.buckets), dict[Bucket, list[int]]()
+        for place, row in enumerate(self.rows):
+            try:
+                self.buckets[row.path] = assigned(shown_size(row.source()), choice)
+                groups.setdefault(self.buckets[row.path], []).append(place)
+            except MinisdError as fault:
+                self.leave_out(row, fault.why)
+        if not groups:
+            raise self.all_broken()
+        return Plan(self.seed, tuple(tuple(group) for _, group in sorted(groups.items())), self.together)
 
     def order(self, n: int) -> int:
         """Row of sample n: a permutation per epoch, the same for every run with this seed."""
+        if self.plan is not None:
+            return self.plan.order(n)
         epoch, place = divmod(n, len(self.rows))
         return int(permutation(self.seed, epoch, len(self.rows))[place])
 
@@ -85,18 +105,26 @@ class Pictures:
         return Sample(row, value, self.caption(row, draws), draws)
 
     def first_whole(self, index: int, read: Callable[[Row], Tensor]) -> tuple[Row, Tensor]:
-        """A row that can be read: a broken one is replaced by the next whole one, so the others keep their place."""
-        for step in range(len(self.rows)):
-            row = self.rows[(index + step) % len(self.rows)]
+        """A row that can be read: a broken one is replaced by the next whole one, of its size where there are several,
+        so the others keep their place."""
+        count = len(self.rows)
+        following = ((index + step) % count for step in range(count))
+        for place in following if self.plan is None else self.plan.neighbours(index):
+            row = self.rows[place]
             if row.path in self.broken:
                 continue
             try:
                 return row, read(row)
             except MinisdError as fault:
-                self.broken[row.path] = fault.why
-                log.warning("%s: %s; another picture takes its place (%d broken so far)",
-                            row.path, fault.why, len(self.broken))
-        raise MinisdError("every picture is broken", str(self.folder), "none could be opened", "check the folder")
+                self.leave_out(row, fault.why)
+        raise self.all_broken()
+
+    def leave_out(self, row: Row, why: str) -> None:
+        self.broken[row.path] = why
+        log.warning("%s: %s; another picture takes its place (%d broken so far)", row.path, why, len(self.broken))
+
+    def all_broken(self) -> MinisdError:
+        return MinisdError("every picture is broken", str(self.folder), "none could be opened", "check the folder")
 
     def decode(self, row: Row, mirrored: bool) -> Tensor:
         """A picture as `opened`, or its mirror image."""
@@ -112,8 +140,13 @@ class Pictures:
         return self.decoded[row.path]
 
     def opened(self, row: Row) -> Tensor:
-        """uint8 [3, size, size]: centre square, resized."""
-        return square(open_picture(row.source()), self.cfg.size)
+        """uint8 [3, size, size]: centre square, resized; or [3, height, width] of its bucket."""
+        picture = open_picture(row.source())
+        return fitted(picture, self.buckets[row.path]) if self.plan is not None else square(picture, self.cfg.size)
+
+    def shape(self, row: Row) -> str:
+        """What `opened` makes of a row, in words."""
+        return f"bucket {self.buckets[row.path]}" if self.plan is not None else f"size {self.cfg.size}"
 
     def crop(self, picture: Tensor, draws: np.random.Generator) -> Tensor:
         """A random square of the picture where the config asks for one."""
@@ -131,8 +164,8 @@ class Pictures:
 
 
 def unseen(folder: Path, cfg: DataConfig, seed: int) -> Pictures:
-    """The pictures that are measured: held-out ones where there are any, whole and with their plain captions."""
-    plain = replace(cfg, crop=0, flip=False, plain_captions=1.0)
+    """The pictures that are measured: held-out ones where there are any, square, whole and with plain captions."""
+    plain = replace(cfg, crop=0, flip=False, buckets=1.0, plain_captions=1.0)
     return Pictures(folder, plain, seed, "holdout" if read_rows(folder, plain, "holdout") else "train")
 
 

@@ -10,10 +10,9 @@ from PIL import Image
 from minisd.errors import MinisdError
 from minisd.images import FORMATS, open_picture
 from minisd.tokenizer import Tokenizer
-from minisd.train.buckets import Bucket, assigned, kept_share
+from minisd.train.buckets import ORIENTATION, Bucket, assigned, kept_share
 from minisd.train.rows import Row
 
-ORIENTATION = 0x0112                              # EXIF's tag: above 1, the picture is turned or mirrored when shown
 SHOWN = 10                                        # files that are named for each finding
 HARMFUL = ("broken", "no caption")
 
@@ -75,8 +74,17 @@ def of_file(row: Row) -> Iterator[tuple[str, str]]:
             yield "16-bit or float", f"mode {image.mode}; it is scaled to 8 bits"
         if image.mode in ("L", "1"):
             yield "grey", ""
-        if getattr(image, "n_frames", 1) > 1:
+        if has_more(image):
             yield "several frames", "the first is taken"
+
+
+def has_more(image: Image.Image) -> bool:
+    """Whether a frame follows the first."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def size_of(row: Row) -> tuple[int, int] | None:

@@ -105,6 +105,7 @@ def prepared(experiment: Experiment, place: Place, ranks: Ranks) -> loop.Run:
         for note in (*described(experiment, sd, task), began, *rows):
             print(f"{experiment.name}: {note}")
     settings = {**flat(asdict(experiment)), "teacher": digest[:16], "data.rows": rows[0], "began": began,
+                "data.together": train.batch if experiment.data.buckets > 1 else 1,
                 "samples_per_step": train.batch * train.accumulate * ranks.count}
     for free in ("name", "student.start", *(name for name in settings if name.startswith("preview."))):
         settings.pop(free)
@@ -158,7 +159,8 @@ def sources(experiment: Experiment, sd: StableDiffusion, place: Place) -> tuple[
         return both[0], both[1], [f"{listing(both[0].captions)} captions, drawn by the teacher with {told(manner)}"]
     if cfg.size != sd.cfg.size:
         print(f"{experiment.name}: pictures of {cfg.size} pixels, the teacher's were of {sd.cfg.size}")
-    pictures, held_out = Pictures(place.data, cfg, seed), unseen(place.data, cfg, seed)
+    pictures = Pictures(place.data, cfg, seed, together=experiment.train.batch)
+    held_out = unseen(place.data, cfg, seed)
     encoded, measured = (Encoded(source, sd.vae, None, place.cache) for source in (pictures, held_out))
     rows = listing([f"{row.path.name} {row.captions}" for row in pictures.rows])
     return encoded, measured, [f"{rows} pictures", *list(remarks(sd.cfg, pictures, held_out))[1:]]
@@ -173,8 +175,6 @@ def described(experiment: Experiment, sd: StableDiffusion, task: Distill) -> Ite
     full, left = (sum(p.numel() for p in unet.parameters()) for unet in (task.teacher, task.student))
     yield (f"teacher {sd.name} has {full:,} parameters, the student without {', '.join(experiment.student.remove)} "
            f"{left:,} ({100 * left / full:.1f} %)")
-
-
 
 
 def take_home(checkpoint: Path, target: Path, raw: bool) -> str:

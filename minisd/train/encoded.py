@@ -59,7 +59,7 @@ class Encoded:
 
     def moments(self, row: Row, mirrored: bool) -> Tensor:
         """Mean and log variance of the latents of a picture, or of its mirror image: [2c, h, w]."""
-        content = f"{row.digest} size {self.pictures.cfg.size}{' mirrored' if mirrored else ''}"
+        content = f"{row.digest} {self.pictures.shape(row)}{' mirrored' if mirrored else ''}"
         return self.latents.recall(content, lambda: self.encode(row, mirrored))["moments"]
 
     @torch.no_grad()

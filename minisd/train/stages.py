@@ -86,7 +86,8 @@ def with_scale(cfg: ModelConfig, folder: Path) -> ModelConfig:
 
 def sources(recipe: Recipe, stage: Stage, data: Path) -> tuple[Pictures, Pictures]:
     """The pictures to train on, and those that are measured: held-out ones where there are any, whole and plain."""
-    return Pictures(data, stage.data, recipe.seed), unseen(data, stage.data, recipe.seed)
+    pictures = Pictures(data, stage.data, recipe.seed, together=stage.train.batch)
+    return pictures, unseen(data, stage.data, recipe.seed)
 
 
 def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, Pictures],

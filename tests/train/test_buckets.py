@@ -17,7 +17,7 @@ def test_sizes_fill_the_area_and_come_in_pairs(side, multiple, ratio):
         assert width % multiple == height % multiple == 0
         assert max(width, height) / min(width, height) <= ratio
         assert side * side - multiple * max(width, height) < width * height <= side * side
-        assert any(one.width == height for one in found)
+        assert (height, width) in found
 
 
 def test_the_sizes_of_512():
