@@ -91,7 +91,7 @@ def must_fit(entry: Entry, module: nn.Module, source: str | Path, place: Place) 
     """Refuses an entry of another shape than its module's."""
     weight, down = module.weight, entry.tensors.get("down")
     assert isinstance(weight, Tensor)
-    matrix = (weight.shape[0], weight[0].numel())
+    matrix = (weight.shape[0], weight.shape[1:].numel())
     kernels = down is not None and "mid" not in entry.tensors and down.dim() == weight.dim() == 4
     if entry.shape != matrix or (kernels and down is not None and down.shape[1:] != weight.shape[1:]):
         raise MinisdError("this LoRA was made for another model", f"{source}: {place.part} {place.path}",

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,8 @@ class Options:
     """Folder of pictures with metadata.jsonl, or with a text file beside each."""
     out: Path
     """Run folder: a folder per stage with checkpoints, metrics.jsonl and samples, and the model in model/."""
+    base: str = ""
+    """Begin personal stages (lora, dreambooth, ...) from this model instead of the recipe's base."""
     stage: str = ""
     """Run this stage alone; without it all, in their order."""
     resume: str = "auto"
@@ -89,6 +91,7 @@ def run(options: Options) -> None:
     from minisd.train.config import Recipe
 
     recipe = read_file(Recipe, options.recipe)
+    recipe = replace(recipe, base=options.base or recipe.base)
     names = [stage.name for stage in recipe.stages]
     if options.stage and options.stage not in names:
         raise MinisdError(f"no stage {options.stage!r}", str(options.recipe), f"it has {', '.join(names)}",

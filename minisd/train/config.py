@@ -10,16 +10,12 @@ from typing import Literal
 from minisd.config import ModelConfig
 from minisd.drawing import Drawing
 from minisd.errors import MinisdError
+from minisd.train.bounds import within
+from minisd.train.tuning import CustomDiffusionTask, DreamBoothTask, LoRATask, TextualInversionTask, Tuning
 
 MULTIPLE = 64                                     # pixels: a bucket's sides, which every stage of a UNet halves
+TASKS = ("vae", "clip", "finetune", "lora", "dreambooth", "dreambooth_lora", "textual_inversion", "custom_diffusion")
 RESERVED = ("model", "cache")                     # folders beside those of the stages
-
-
-def within(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Refuses what lies outside, and NaN."""
-    if not low <= value <= high:
-        allowed = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
-        raise ValueError(f"{name} = {value}: give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,11 @@ class DataConfig:
     buckets: float = 1.0                          # largest ratio of the sides; 1 = squares, else sizes of equal area
     flip: bool = False                            # every second time, mirrored
     plain_captions: float = 0.5                   # probability of a picture's first caption; the others share the rest
+    captions: tuple[str, ...] = ()                # in place of the data's own
+    keep_tags: tuple[str, ...] = ()               # of captions that are tags with commas between; empty = all
+    drop_tags: tuple[str, ...] = ()
+    alias: str = ""                               # put before every caption: a rare word, by which it is called later
+    masks: bool = False                           # x.mask.png beside x.png, or its alpha, says what counts
 
     def __post_init__(self) -> None:
         within("size", self.size, 1)
@@ -137,17 +138,40 @@ class Stage:
     vae: VAETask | None = None
     clip: CLIPTask | None = None
     finetune: FinetuneTask | None = None
+    lora: LoRATask | None = None
+    dreambooth: DreamBoothTask | None = None
+    dreambooth_lora: LoRATask | None = None       # a LoRA with prior preservation
+    textual_inversion: TextualInversionTask | None = None
+    custom_diffusion: CustomDiffusionTask | None = None
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """The table of a stage that makes a model one's own."""
+        return next((table for table in (self.lora, self.dreambooth, self.dreambooth_lora, self.textual_inversion,
+                                         self.custom_diffusion) if table is not None), None)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or self.name in RESERVED:
             raise ValueError(f"stage {self.name!r}: a name has letters, digits, - and _, and is not "
                              f"{' or '.join(RESERVED)}")
-        if len([task for task in (self.vae, self.clip, self.finetune) if task is not None]) != 1:
-            raise ValueError(f"stage {self.name}: give exactly one of the tables vae, clip, finetune")
-        if self.finetune is None and self.data.buckets > 1:
-            raise ValueError(f"stage {self.name}: it takes squares, leave buckets out")
-        if self.finetune is not None and self.data.crop:
+        if len([name for name in TASKS if vars(self)[name] is not None]) != 1:
+            raise ValueError(f"stage {self.name}: give exactly one of the tables {', '.join(TASKS)}")
+        on_latents = self.vae is None and self.clip is None
+        if not on_latents and (self.data.buckets > 1 or self.data.masks):
+            raise ValueError(f"stage {self.name}: it takes whole squares, leave buckets and masks out")
+        if on_latents and self.data.crop:
             raise ValueError(f"stage {self.name}: latents are made of whole pictures, leave crop out")
+        self.check_words()
+
+    def check_words(self) -> None:
+        """What the words of a stage must be for its task to learn anything from them."""
+        if self.dreambooth_lora is not None and self.dreambooth_lora.prior is None:
+            raise ValueError(f"stage {self.name}: dreambooth_lora has no prior; give its class's prompt as "
+                             "prior = { prompt = ... }, or call the table lora")
+        inversion, data = self.textual_inversion, self.data
+        if inversion is not None and not any(inversion.word in text.lower() for text in (data.alias, *data.captions)):
+            raise ValueError(f"stage {self.name}: no caption says {inversion.word}; say it in data.alias or "
+                             "data.captions")
 
 
 @dataclass(frozen=True)
@@ -174,6 +198,7 @@ class Recipe:
     name: str
     stages: tuple[Stage, ...]
     model: ModelConfig = field(default_factory=ModelConfig)
+    base: str = ""                                # what personal stages begin from; "" = the model of the others
     preview: Preview = Preview()
     seed: int = 0
 
@@ -183,7 +208,8 @@ class Recipe:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"stages {', '.join(names) or 'none'}: at least one, each with a name of its own")
         for stage in self.stages:
-            self.check_sizes(stage)
+            if stage.tuning is None:
+                self.check_sizes(stage)
 
     def check_sizes(self, stage: Stage) -> None:
         """Pictures must fit the networks of the stage."""

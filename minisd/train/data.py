@@ -39,6 +39,8 @@ class Batch:
     pixels: Tensor | None = None                  # [b, 3, size, size] in [-1, 1]
     latents: Posterior | None = None              # of the pictures' latents, unscaled
     states: TextStates | None = None              # of the captions
+    mask: Tensor | None = None                    # [b, 1, h, w] how much each latent counts
+    prior: "Batch | None" = None                  # as many class pictures, where prior preservation is asked for
 
 
 class Sample(NamedTuple):
@@ -141,7 +143,10 @@ class Pictures:
 
     def opened(self, row: Row) -> Tensor:
         """uint8 [3, size, size]: centre square, resized; or [3, height, width] of its bucket."""
-        picture = open_picture(row.source())
+        return self.fit(row, open_picture(row.source()))
+
+    def fit(self, row: Row, picture: Image.Image) -> Tensor:
+        """A picture as large as the row's is made."""
         return fitted(picture, self.buckets[row.path]) if self.plan is not None else square(picture, self.cfg.size)
 
     def shape(self, row: Row) -> str:

@@ -162,7 +162,7 @@ def keep(run: Run, terms: Mapping[str, float]) -> None:
     """Step the optimiser and the average, and note the terms."""
     cfg, current = run.cfg, run.state
     for group in current.optimizer.param_groups:
-        group["lr"] = optim.learning_rate(current.step, cfg)
+        group["lr"] = group[optim.TIMES] * optim.learning_rate(current.step, cfg)
     current.optimizer.step()
     optim.average(current.ema, current.params, optim.ema_decay(current.step, cfg))
     run.bad_steps = 0

@@ -52,6 +52,12 @@ class Objective:
         return snr.clamp(max=self.min_snr) / per_prediction[self.prediction]
 
 
-def error(out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean squared error, reduced in float32: a scalar."""
-    return (weight * (out.float() - target.float()).square().mean(dim=(1, 2, 3))).mean()
+def error(out: Tensor, target: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Weighted mean squared error, reduced in float32: a scalar.
+
+    A mask [b, 1, h, w] says how much each place counts; its scale does not, so that a small subject counts as a whole.
+    """
+    squared = (out.float() - target.float()).square()
+    if mask is not None:
+        squared = squared * (mask / mask.mean(dim=(1, 2, 3), keepdim=True))
+    return (weight * squared.mean(dim=(1, 2, 3))).mean()

@@ -1,20 +1,32 @@
 """The optimiser, its learning rate, and the exponential moving average of the weights."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from minisd.train.config import TrainConfig
 
+TIMES = "times"                                   # of a group: its rate as a multiple of the learning rate
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
-def optimizer(params: dict[str, nn.Parameter], cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, fused; vectors (biases, norms) are not decayed. Trained parameters must be float32."""
+
+def optimizer(params: dict[str, nn.Parameter], cfg: TrainConfig,
+              rates: Mapping[str, float] = NOTHING) -> torch.optim.AdamW:
+    """AdamW, fused; vectors (biases, norms) are not decayed. Trained parameters must be float32.
+
+    `rates` are those that learn at so many times the rate, by name.
+    """
     wrong = [name for name, p in params.items() if p.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{len(wrong)} trained parameters are not float32, the first {wrong[0]}")
-    groups = [{"params": [p for p in params.values() if p.ndim > 1], "weight_decay": cfg.weight_decay},
-              {"params": [p for p in params.values() if p.ndim <= 1], "weight_decay": 0.0}]
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, p in params.items():
+        kinds.setdefault((rates.get(name, 1.0), p.ndim > 1), []).append(p)
+    groups = [{"params": members, "weight_decay": cfg.weight_decay if decayed else 0.0, TIMES: rate}
+              for (rate, decayed), members in kinds.items()]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
 

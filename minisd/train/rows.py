@@ -2,7 +2,7 @@
 
 A folder holds `metadata.jsonl`, one row per picture: {"file" or "file_name", "captions" or "text", and optionally
 "style", "concept", "core", "split"}. Without it the folder may hold tar shards; else every picture is a row, and x.txt
-beside x.png its caption.
+beside x.png its caption and x.mask.png its mask.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from typing import Any, BinaryIO
 from minisd.errors import MinisdError
 from minisd.train.config import DataConfig
 from minisd.train.shards import Member, entries, shards
+from minisd.train.wording import reworded
 
 INDEX = "metadata.jsonl"
+MASK = ".mask.png"                                # after the name of the picture whose mask it is
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -52,7 +54,7 @@ def read_rows(folder: Path, cfg: DataConfig, split: str) -> list[Row]:
         rows = indexed(folder)
     else:
         rows = sharded(folder) if shards(folder) else captioned(folder)
-    return [row for row in rows if row.split == split
+    return [replace(row, captions=reworded(row.captions, cfg)) for row in rows if row.split == split
             and (not cfg.styles or row.style in cfg.styles) and (row.core or not cfg.core_only)]
 
 
@@ -97,7 +99,8 @@ def as_row(entry: dict[str, Any], folder: Path) -> Row:
 
 def captioned(folder: Path) -> list[Row]:
     """The pictures of a folder by name, captions in text files beside them; without a file, no words."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in folder.glob("*")
+                   if path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK))
     if not found:
         raise MinisdError("no picture-caption folder", str(folder), f"it holds neither {INDEX} nor pictures",
                           f"name a folder with {INDEX}: one JSON object per line with file and captions")

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,12 @@ from minisd import store
 from minisd.config import ModelConfig
 from minisd.errors import RESOURCE, MinisdError
 from minisd.text import tokenizer_of
-from minisd.train import loop, state
+from minisd.train import loop, personal, state
 from minisd.train.config import Recipe, Stage
 from minisd.train.data import Batch, Pictures, unseen
 from minisd.train.encoded import Encoded
 from minisd.train.ranks import ALONE, Ranks
+from minisd.train.report import read_metrics
 from minisd.train.resume import resume
 from minisd.train.rows import Row
 from minisd.train.tasks import model
@@ -30,6 +31,7 @@ from minisd.train.tasks.finetune import Finetune
 from minisd.train.tasks.vae import TrainVAE
 
 MODEL, CACHE, FINISHED, LOCK = "model", "cache", "finished", "lock"
+SHORT = 1024                                      # tokens of latents whose plain attention goes back faster on the CPU
 COUNTED = 10_000                                  # captions whose length is looked at beforehand
 
 
@@ -55,20 +57,44 @@ def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -
         print(f"{stage.name}: finished before")
         return
     with locked(folder):
-        anew = stage.finetune is not None and stage.finetune.start == "random"
-        model.check(out / MODEL, recipe.model, replaced=("unet",) if anew else ())
-        cfg = with_scale(recipe.model, out / MODEL)
         pictures, held_out = sources(recipe, stage, data)
-        task, batches = build(recipe, stage, cfg, (pictures, held_out), out)
-        run = loop.Run(folder, task, batches, stage.train, recipe.seed, state.State.new(task.trained(), stage.train),
-                       settings(recipe, stage, cfg, pictures.rows))
-        for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
-            print(f"{stage.name}: {note}")
-        # Short sequences: the plain attention's backward pass is the faster one on the CPU.
-        with sdpa_kernel(SDPBackend.MATH):
-            loop.fit(run)
-        task.export(out / MODEL)
+        if stage.tuning is not None:
+            tune(recipe, stage, (pictures, held_out), out, how)
+        else:
+            anew = stage.finetune is not None and stage.finetune.start == "random"
+            model.check(out / MODEL, recipe.model, replaced=("unet",) if anew else ())
+            cfg = with_scale(recipe.model, out / MODEL)
+            task, batches = build(recipe, stage, cfg, (pictures, held_out), out)
+            run = loop.Run(folder, task, batches, stage.train, recipe.seed,
+                           state.State.new(task.trained(), stage.train), settings(recipe, stage, cfg, pictures.rows))
+            for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
+                print(f"{stage.name}: {note}")
+            # Short sequences: the plain attention's backward pass is the faster one on the CPU.
+            with sdpa_kernel(SDPBackend.MATH):
+                loop.fit(run)
+            task.export(out / MODEL)
         (folder / FINISHED).touch()
+
+
+def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Path, how: str) -> None:
+    """Make a model one's own: measured before it learns anything, and taken home into the stage's folder."""
+    sd, fingerprint = personal.begin(recipe, stage, out / MODEL)
+    task, batches = personal.tuned(recipe, stage, sd, data, out / CACHE)
+    rates = task.learnt.rates
+    told = settings(recipe, stage, sd.cfg, data[0].rows) | {"base": fingerprint[:16]}
+    run = loop.Run(out / stage.name, task, batches, stage.train, recipe.seed,
+                   state.State.new(task.trained(), stage.train, rates), told)
+    learning = sum(p.numel() for p in run.state.params.values())
+    for note in (*resume(run, how), *remarks(sd.cfg, *data), f"{learning:,} parameters learn"):
+        print(f"{stage.name}: {note}")
+    if run.state.step == 0 and not read_metrics(run.folder / loop.METRICS):
+        loop.show(run)
+    tokens = (stage.data.size // sd.cfg.vae.factor) ** 2
+    with sdpa_kernel(SDPBackend.MATH) if sd.device.type == "cpu" and tokens <= SHORT else nullcontext():
+        loop.fit(run)
+    task.export(run.folder)
+    if memory := personal.memorising(read_metrics(run.folder / loop.METRICS)):
+        print(f"{stage.name}: {memory}")
 
 
 def finished(folder: Path, steps: int) -> bool:
@@ -107,7 +133,8 @@ def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, 
 
 def settings(recipe: Recipe, stage: Stage, cfg: ModelConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """All that decides how a stage is trained, by dotted names: what a checkpoint is compared with."""
-    cfg = recipe.model if stage.finetune is None else cfg  # the scale of the latents matters to the denoiser alone
+    if stage.finetune is None and stage.tuning is None:  # the scale of the latents matters to denoisers alone
+        cfg = recipe.model
     data = {"rows": listing(f"{row.path.name} {row.captions}" for row in rows)}
     tree = {**asdict(stage), "model": asdict(cfg), "data": {**asdict(stage.data), **data}}
     return {"seed": recipe.seed, "samples_per_step": stage.train.batch * stage.train.accumulate, **flat(tree)}

@@ -38,10 +38,10 @@ class State:
     step: int = 0
 
     @classmethod
-    def new(cls, module: nn.Module, cfg: TrainConfig) -> "State":
+    def new(cls, module: nn.Module, cfg: TrainConfig, rates: Mapping[str, float] = optim.NOTHING) -> "State":
         params = {name: p for name, p in module.named_parameters() if p.requires_grad}
         ema = {name: p.detach().clone() for name, p in params.items()}
-        return cls(params, ema, optim.optimizer(params, cfg))
+        return cls(params, ema, optim.optimizer(params, cfg, rates))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint's files hold; a parameter that had no gradient yet has no moments."""

@@ -49,3 +49,9 @@ def test_a_young_average_is_short():
     cfg = TrainConfig(ema=0.999)
     assert optim.ema_decay(0, cfg) == 0.1 and optim.ema_decay(90, cfg) == 0.91
     assert optim.ema_decay(10 ** 6, cfg) == 0.999
+
+
+def test_parameters_with_rates_of_their_own():
+    params = {name: nn.Parameter(torch.ones(2, 2)) for name in ("a", "b", "c")}
+    groups = optim.optimizer(params, TrainConfig(), {"b": 0.2, "c": 0.2}).param_groups
+    assert [(len(group["params"]), group[optim.TIMES]) for group in groups] == [(1, 1.0), (0, 1.0), (2, 0.2)]

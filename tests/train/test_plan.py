@@ -103,6 +103,6 @@ def test_what_cannot_have_buckets():
     for wrong in ({"size": 100}, {"crop": 64}, {"buckets": 9.0}):
         with pytest.raises(ValueError, match="buckets"):
             DataConfig(**{"size": 128, "buckets": 2.0} | wrong)
-    with pytest.raises(ValueError, match="leave buckets"):
+    with pytest.raises(ValueError, match="leave buckets out"):
         Stage("x", data=CFG, vae=VAETask())
     assert Stage("x", data=CFG, finetune=FinetuneTask()).data.buckets == 4

@@ -8,19 +8,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from minisd.clip import CLIPText, TextStates
+from minisd.clip import CLIPText
 from minisd.config import ModelConfig
 from minisd.devices import pick_dtype
 from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.images import grid
 from minisd.pipeline import StableDiffusion
-from minisd.text import tokenizer_of
 from minisd.train.config import FinetuneTask, Preview
 from minisd.train.data import Batch
+from minisd.train.denoising import Denoising
 from minisd.train.draws import Draws
 from minisd.train.encoded import Encoded
-from minisd.train.objective import Objective, error
+from minisd.train.objective import Objective
 from minisd.train.tasks import model
 from minisd.unet import UNet
 
@@ -49,8 +49,9 @@ class Finetune:
         unet = model.new(self.cfg, "unet", self.seed) if random else model.take(self.model, "unet")
         text = model.take_text(self.model).requires_grad_(self.options.train_text)
         self.modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})  # type: ignore[call-overload]
-        self.objective = Objective(self.cfg.noise, self.cfg.prediction, self.options.min_snr, self.options.shift)
-        self.empty = None if self.data.words is None else self.data.words("")
+        objective = Objective(self.cfg.noise, self.cfg.prediction, self.options.min_snr, self.options.shift)
+        empty = None if self.data.words is None else self.data.words("")
+        self.denoising = Denoising(self.cfg, self.unet, self.text, objective, self.options.offset_noise, empty)
 
     @property
     def unet(self) -> UNet:
@@ -64,32 +65,7 @@ class Finetune:
         return self.modules
 
     def loss(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        return {"denoise": self.error(batch, draws, self.options.empty_captions)}
-
-    def error(self, batch: Batch, draws: Draws, empty_captions: float) -> Tensor:
-        """Weighted squared error of the prediction: a scalar."""
-        assert batch.latents is not None
-        shape = batch.latents.mean.shape[1:]
-        latent_noise, noise = draws.normal(*shape), draws.normal(*shape)
-        u, dropped = draws.uniform(), draws.uniform() < empty_captions
-        if self.options.offset_noise:             # a constant per channel, so that overall brightness is learnt too
-            noise = noise + self.options.offset_noise * draws.normal(shape[0], 1, 1)
-        x0 = self.cfg.latent_scale * batch.latents.sample(latent_noise)
-        x, t, target, weight = self.objective.question(x0, noise, self.objective.timesteps(u))
-        states = self.states(batch, dropped)
-        label = states.pooled if self.cfg.pooled_label else None
-        out = self.unet(x.contiguous(memory_format=torch.channels_last), t, states.hidden, label)
-        return error(out, target, weight)
-
-    def states(self, batch: Batch, dropped: Tensor) -> TextStates:
-        """Text states of the captions, of no words where `dropped`."""
-        if self.empty is None:
-            captions = ["" if none else caption for none, caption in zip(dropped.tolist(), batch.captions, strict=True)]
-            tokenizer = tokenizer_of(self.text.cfg)
-            return self.text(torch.tensor([tokenizer.encode(caption, truncate=True) for caption in captions]))
-        assert batch.states is not None
-        return TextStates(torch.where(dropped[:, None, None], self.empty.hidden, batch.states.hidden),
-                          torch.where(dropped[:, None], self.empty.pooled, batch.states.pooled))
+        return {"denoise": self.denoising.error(batch, draws, self.options.empty_captions)}
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """A sheet of the recipe's prompts, and the loss on held-out pictures at fixed noise and timesteps.
@@ -111,7 +87,7 @@ class Finetune:
         """Denoising error on held-out pictures; their noise and timesteps are the same every time."""
         numbers = list(range(min(MEASURED, len(self.held_out.pictures.rows))))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.error(self.held_out.batch(numbers), Draws(self.seed, numbers), 0.0).item()
+            return self.denoising.error(self.held_out.batch(numbers), Draws(self.seed, numbers), 0.0).item()
 
     def export(self, folder: Path) -> None:
         """The UNet, and the text encoder where it has learnt; the model draws as the previews do when nobody says."""

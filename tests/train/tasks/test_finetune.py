@@ -66,12 +66,12 @@ def test_words_from_the_cache_and_words_that_are_trained_give_the_same_loss(task
 
 def test_empty_captions_have_their_probability_and_their_states(task):
     made = task(empty_captions=1.0)
-    batch = made.data.batch(NUMBERS)
-    all_dropped = made.states(batch, torch.tensor([True] * 4))
-    assert all(torch.equal(hidden, made.empty.hidden) for hidden in all_dropped.hidden)
-    mixed = made.states(batch, torch.tensor([True, False, True, False]))
-    assert torch.equal(mixed.pooled[1], batch.states.pooled[1]) and torch.equal(mixed.pooled[2], made.empty.pooled)
-    trained = task(train_text=True).states(batch, torch.tensor([True, False, True, False]))
+    batch, empty = made.data.batch(NUMBERS), made.denoising.empty
+    all_dropped = made.denoising.states(batch, torch.tensor([True] * 4))
+    assert all(torch.equal(hidden, empty.hidden) for hidden in all_dropped.hidden)
+    mixed = made.denoising.states(batch, torch.tensor([True, False, True, False]))
+    assert torch.equal(mixed.pooled[1], batch.states.pooled[1]) and torch.equal(mixed.pooled[2], empty.pooled)
+    trained = task(train_text=True).denoising.states(batch, torch.tensor([True, False, True, False]))
     torch.testing.assert_close(trained.hidden, mixed.hidden, rtol=0, atol=1e-5)
     assert loss(task(empty_captions=0.0)) != loss(task(empty_captions=1.0))
 
