@@ -22,7 +22,7 @@ from minisd.lora import Hadamard, Kronecker, LowRank, Side
 from minisd.pipeline import StableDiffusion
 from minisd.tags import Strength, read_ask
 from weights_convert.lora.adapter import Adapter, Entry, Place
-from weights_convert.lora.read import read_adapter
+from weights_convert.lora.read import AnotherModel, read_adapter
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ def fitting(source: str | Path, cfg: ModelConfig, models: Mapping[str, nn.Module
     """
     try:
         adapter = read_adapter(source, cfg)
-    except MinisdError:
+    except AnotherModel as error:
         if not allow_unused:
+            error.remedy += "; --allow-unused takes what fits"
             raise
         adapter = descended(read_adapter(source), cfg)
     unused = [place for place in adapter.entries if module_at(models, place) is None]

@@ -14,6 +14,7 @@ from minisd.config import CLIPTextConfig
 from minisd.errors import USAGE, MinisdError
 from minisd.prompt import Reading, read
 from minisd.samplers.denoiser import Conditioning
+from minisd.tags import TAG
 from minisd.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ def border_note(tokenizer: Tokenizer, reading: Reading) -> str | None:
 
 
 def notes(prompt: str) -> list[str]:
-    """Sentences on what is read otherwise than A1111 would: brackets that have no partner, and AND."""
+    """Sentences on what is read otherwise than A1111 would: brackets that have no partner, AND, and tags."""
     loose = [prompt[at:at + 12] for at in read(prompt).loose]
     found = [rf"a bracket without a partner stands for itself, as \( and \[ do: {_quoted(loose)}"] if loose else []
-    return [*found, "AND is read as a word: diffusions are not composed"] if AND.search(prompt) else found
+    found += ["AND is read as a word: diffusions are not composed"] if AND.search(prompt) else []
+    return [*found, "a <lora:...> is read as words here: minisd.add_lora attaches one"] if TAG.search(prompt) else found
 
 
 def _quoted(begins: Sequence[str]) -> str:

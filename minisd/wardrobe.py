@@ -37,18 +37,14 @@ class Wardrobe:
             weigh(sd, key_of(one), one.strength)
 
 
-EMPTY = Wardrobe({})
-
-
-def opened(files: Mapping[str, Path], loras: Iterable[Lora], cfg: ModelConfig, allow_unused: bool) -> Wardrobe:
+def wardrobe_of(files: Mapping[str, Path], loras: Iterable[Lora], cfg: ModelConfig, allow_unused: bool) -> Wardrobe:
     """The files of these LoRAs, for a model of this config; whatever does not fit is refused."""
-    wanted = dict.fromkeys(one.sha256 for one in loras)
-    if not wanted:
-        return EMPTY
-    for one in loras:
+    wanted = list(dict.fromkeys(loras))
+    for one in wanted:
         one.strength.check_stages(len(cfg.unet.widths))
-    models = blank(cfg, ("unet", "text", "text_2"))
-    return Wardrobe({sha256: fitting(files[sha256], cfg, models, allow_unused) for sha256 in wanted})
+    models = blank(cfg, ("unet", "text", "text_2")) if wanted else {}
+    return Wardrobe({sha256: fitting(files[sha256], cfg, models, allow_unused)
+                     for sha256 in dict.fromkeys(one.sha256 for one in wanted)})
 
 
 def key_of(lora: Lora) -> str:

@@ -6,6 +6,7 @@ from minisd.generate.options import MODEL, Options
 from minisd.generate.source import described
 from minisd.samplers.info import sampler_info
 from minisd.store import find
+from minisd.tags import taken_out
 from minisd.text import explain, tokenizer_of
 
 
@@ -14,7 +15,7 @@ def answer(options: Options, prompts: Sequence[str]) -> str:
     own, cfg = described(find(options.picture.model or MODEL))
     steps, name = options.picture.steps or own.steps, options.questions.sampler_info
     tokenizers, negative = [tokenizer_of(text) for text in cfg.text], options.picture.negative
-    parts = [f"{prompt}\n{explain(prompt, tokenizers, steps)}" for prompt in prompts]
+    parts = [f"{prompt}\n{explain(taken_out(prompt)[0], tokenizers, steps)}" for prompt in prompts]
     if prompts and negative:
         parts.append(f"Negative prompt: {negative}\n{explain(negative, tokenizers, steps)}")
     if name is not None:

@@ -11,7 +11,9 @@ from minisd.control import Fresh, Guide, Mask, Start, Upscaler
 from minisd.drawing import STANDARD, Defaults, Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.options import COUNT, SEED, Hires, Noise, Options, changed
+from minisd.generate.shelf import unlent
 from minisd.ranges import STEPS
+from minisd.tags import Ask, Lora, taken_out
 
 SIDE = 512                                        # stands for the model's own size until it is known
 
@@ -24,6 +26,7 @@ class Shot(NamedTuple):
 
 
 Look = Callable[[Path, str], Shot]                # at a file, which is an "image" or a "mask"
+Lend = Callable[[Path, Sequence[str], Sequence[Ask]], tuple[Lora, ...]]     # LoRAs by options and by tags, of a folder
 
 
 def unseen(path: Path, kind: str) -> Shot:
@@ -38,8 +41,7 @@ class Habits:
     own: Defaults = STANDARD
     side: int = SIDE
     look: Look = unseen
-
-
+    lend: Lend = unlent
 
 
 def check(options: Options) -> None:
@@ -52,23 +54,33 @@ def check(options: Options) -> None:
 
 def drawings(options: Options, prompts: Sequence[str], habits: Habits) -> list[Drawing]:
     """One drawing per picture: the prompts in order, each with rising seeds."""
-    first = drawing(options, "", habits)
-    return [replace(first, prompt=prompt, seed=first.seed + n)
-            for prompt in prompts for n in range(options.many.count or COUNT)]
+    firsts = [drawing(options, prompt, habits) for prompt in prompts]
+    return [replace(first, seed=first.seed + n) for first in firsts for n in range(options.many.count or COUNT)]
 
 
 def drawing(options: Options, prompt: str, habits: Habits) -> Drawing:
     """The drawing of a prompt's first picture."""
     picture, own = options.picture, habits.own
     start, mask, size = beginning(options, habits)
-    return Drawing(prompt, picture.negative or "",
+    text, tags = taken_out(prompt)
+    return Drawing(text, negative(options),
                    own.steps if picture.steps is None else picture.steps,
                    own.guidance if picture.cfg is None else picture.cfg,
                    own.sampler if picture.sampler is None else picture.sampler,
                    SEED if picture.seed is None else picture.seed,
                    size[0] if picture.width is None else picture.width,
                    size[1] if picture.height is None else picture.height,
-                   guide(options), start, mask, options.guidance.image_cfg, hires(options.hires), fresh(options.noise))
+                   guide(options), start, mask, options.guidance.image_cfg, hires(options.hires), fresh(options.noise),
+                   habits.lend(options.lora_dir, picture.lora, tags))
+
+
+def negative(options: Options) -> str:
+    """The negative prompt, in which nothing is asked for."""
+    text = options.picture.negative or ""
+    if taken_out(text)[1]:
+        raise MinisdError("a LoRA in the negative prompt", f"{text[:60]!r}", "it would be added all the same",
+                          "put it in the prompt; a negative strength takes it away", USAGE)
+    return text
 
 
 def guide(options: Options) -> Guide:
@@ -128,6 +140,11 @@ def fresh(given: Noise) -> Fresh:
                  1.0 if given.churn_noise is None else given.churn_noise)
 
 
+def loras_of(drawings: Sequence[Drawing]) -> list[Lora]:
+    """All that any of them is drawn with."""
+    return [lora for one in drawings for lora in one.loras]
+
+
 def recorded(drawing: Drawing) -> dict[str, Any]:
     """The options of a recorded drawing by name, but for its prompt and its pictures."""
     own: dict[str, Any] = {"negative": drawing.negative, "steps": drawing.steps, "cfg": drawing.guidance,
@@ -136,6 +153,8 @@ def recorded(drawing: Drawing) -> dict[str, Any]:
                            "cfg_rescale": drawing.guide.rescale, "threshold": drawing.guide.threshold,
                            "eta": drawing.fresh.eta, "churn": drawing.fresh.churn, "churn_low": drawing.fresh.low,
                            "churn_high": drawing.fresh.high, "churn_noise": drawing.fresh.noise}
+    if drawing.loras:
+        own["lora"] = tuple(map(str, drawing.loras))
     if drawing.guide.ramp:
         own["cfg_ramp"] = ",".join(map(repr, drawing.guide.ramp))
     if drawing.guide.interval:

@@ -19,6 +19,7 @@ from minisd.preview import factors_of, previews
 from minisd.samplers.loop import Interval
 from minisd.shares import Share
 from minisd.walk import OnStep
+from minisd.wardrobe import Wardrobe
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Easel:
     out: Path
     share: Share
     pictures: Mapping[str, Image.Image]           # that drawings begin from, by fingerprint
+    wardrobe: Wardrobe                            # of the drawings' LoRAs
     every: int | None = None                      # steps between previews
 
     def missing(self, drawings: Sequence[Drawing], places: Sequence[Place], batch: int) -> list[list[Order]]:
@@ -64,6 +66,7 @@ class Easel:
         with tqdm(total=steps, unit="step", disable=None, desc=self.share.name.strip(": ") or None) as bar:
             for group in batches:
                 with enough_memory():
+                    self.wardrobe.wear(self.sd, group[0].drawing.loras)
                     pictures = self.sd.draw([order.drawing for order in group], step, self.pictures)
                 yield from self._write(pictures, group)
 

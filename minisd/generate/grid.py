@@ -13,8 +13,8 @@
     values = ["red", "green"]
 
     [z]                                           # a page each
-    option = "sampler"
-    values = ["euler", "dpm++2m karras"]
+    option = "lora"
+    values = ["", "style:0.5", ["style:1", "face:0.5"]]
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ from minisd import schema
 from minisd.errors import USAGE, MinisdError
 from minisd.generate import drawings, request
 from minisd.generate.options import BATCH, GROUPS, MODEL, Many, Options, chosen
+from minisd.generate.shelf import Shelf
 from minisd.shares import Share, share
 
 OPTIONS = [each.name for cls in GROUPS.values() for each in fields(cls)]          # the options of a picture
@@ -48,8 +49,10 @@ class Axis:
         return self.option.replace("-", "_")
 
     def label(self, value: Any) -> str:
-        """A text speaks for itself, a number does not."""
-        return value if isinstance(value, str) else f"{self.option} {value}"
+        """A text speaks for itself, a number does not, nor does nothing."""
+        if isinstance(value, list):
+            return " + ".join(map(str, value))
+        return value if value and isinstance(value, str) else f"{self.option} {value}"
 
     def put(self, values: Mapping[str, Any], value: Any) -> dict[str, Any]:
         """The options with this value on the axis."""
@@ -103,6 +106,7 @@ class Plan:
     title: str                                    # the prompt, where it is the same in all
     name: str                                     # of the grid's file
     share: Share
+    shelf: Shelf
 
     @property
     def models(self) -> list[str]:
@@ -130,18 +134,21 @@ def planned(options: Options) -> Plan:
     grid = schema.read_file(Grid, path)
     given = chosen(options) | ({"prompt": options.prompt[0]} if options.prompt else {})
     fixed = {name.replace("-", "_"): value for name, value in grid.options.items()} | given
+    shelf = Shelf()
     try:
         check_axes(grid, fixed)
         cells = [cell_of(options, fixed, grid, values)
                  for values in product(*(axis.values for axis in grid.axes.values()))]
         request.check(options, list(dict.fromkeys(cell.prompt for cell in cells)))
+        for cell in cells:
+            request.lend(cell.options, [cell.prompt], shelf)
     except MinisdError as error:
         error.where = f"{path}, {error.where}" if error.where else str(path)
         raise
     us = share()
     request.make_folder(options, us)
     title = "" if any(axis.name == "prompt" for axis in grid.axes.values()) else fixed["prompt"]
-    return Plan(options, cells, grid.shape, title, path.stem, us)
+    return Plan(options, cells, grid.shape, title, path.stem, us, shelf)
 
 
 def check_axes(grid: Grid, fixed: Mapping[str, Any]) -> None:
@@ -153,7 +160,7 @@ def check_axes(grid: Grid, fixed: Mapping[str, Any]) -> None:
             raise MinisdError(f"{name!r} is not an option of a picture", why=f"near: {', '.join(near)}" if near else "",
                               remedy=f"one of {', '.join(sorted(known))}", code=USAGE)
     for name, axis in grid.axes.items():
-        kinds = (str,) if axis.search is not None else (str, int, float)
+        kinds = (str,) if axis.search is not None else (str, int, float, *([list] if axis.name == "lora" else []))
         if not axis.values or any(type(value) not in kinds for value in axis.values):
             raise MinisdError(f"the values of axis {name}: {axis.values!r}"[:300],
                               remedy="give texts" if axis.search is not None else "give texts or numbers", code=USAGE)
@@ -176,6 +183,8 @@ def cell_of(options: Options, fixed: Mapping[str, Any], grid: Grid, values: Sequ
     prompt = named.pop("prompt", None)
     if not isinstance(prompt, str):
         raise MinisdError("no prompt", remedy='give one in [options], such as prompt = "a red apple"', code=USAGE)
+    if isinstance(named.get("lora"), str):        # one may stand for itself
+        named["lora"] = [named["lora"]] if named["lora"] else []
     groups: dict[str, Any] = {}
     for group, cls in GROUPS.items():
         own = [each.name for each in fields(cls) if each.name in named]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from minisd.command import given, shown
 
@@ -41,6 +41,9 @@ class Picture:
     """Height alone."""
     model: Annotated[str | None, given(str, "NAME|PATH"), shown("emoji")] = None
     """An embedded model; or a checkpoint file, a diffusers folder or one of minisd's."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE|NAME[:STRENGTH]", help_behavior_hint="")] = ()
+    """Such as style.safetensors:0.8, several times if need be; <lora:style:0.8> in a prompt asks for it there alone.
+    NAME:0.8:te=0.5:in=1:mid=0:out=0.5 weighs the text encoders and the UNet's way down, middle and way up apart."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,10 @@ class Options:
     questions: OmitArgPrefixes[Questions] = Questions()
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
+    lora_dir: Annotated[Path, arg(metavar="FOLDER")] = Path(".")
+    """Where LoRAs lie that are asked for by name."""
+    allow_unused: bool = False
+    """Take of a LoRA what the model has modules for, as a pruned one may not have all, and say what is left out."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("pictures")
     """Where to write the pictures."""
     preview_every: Annotated[int | None, given(int, "1..1000"), shown()] = None
@@ -164,7 +171,8 @@ GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hir
 
 def chosen(options: Options) -> dict[str, Any]:
     """What was given of the options that decide one picture, by name; the prompt is apart."""
-    return {name: value for group in GROUPS for name, value in vars(vars(options)[group]).items() if value is not None}
+    return {name: value for group in GROUPS for name, value in vars(vars(options)[group]).items()
+            if value is not None and value != ()}
 
 
 def changed(options: Options, values: Mapping[str, Any]) -> Options:

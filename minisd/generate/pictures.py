@@ -7,7 +7,7 @@ from PIL.Image import Image
 from minisd import images
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.album import Album
-from minisd.generate.drawings import Habits, drawings
+from minisd.generate.drawings import Habits, drawings, loras_of
 from minisd.generate.easel import Easel, Order
 from minisd.generate.gallery import places, say_how_many
 from minisd.generate.options import BATCH, MODEL, Options
@@ -15,6 +15,7 @@ from minisd.generate.request import Request
 from minisd.generate.source import opened
 from minisd.metadata import Drawn
 from minisd.store import embedded, find
+from minisd.wardrobe import wardrobe_of
 
 LARGEST_SHEET = 1 << 26                           # pixels
 
@@ -28,9 +29,11 @@ def draw(request: Request) -> None:
     if drawn is not None:
         check_model(drawn, source.sha256)
         drawn.drawing.check_pictures(album.pictures)
-    wanted = drawings(options, request.prompts, Habits(source.own, source.side, album.look))
+    wanted = drawings(options, request.prompts, Habits(source.own, source.cfg.size, album.look, request.shelf.lend))
     album.check(wanted)
-    easel = Easel(source.load(), source.sha256, options.out, request.share, album.pictures, options.preview_every)
+    wardrobe = wardrobe_of(request.shelf.files, loras_of(wanted), source.cfg, options.allow_unused)
+    easel = Easel(source.load(), source.sha256, options.out, request.share, album.pictures, wardrobe,
+                  options.preview_every)
     if drawn is not None and request.again:
         # Drawn again, a picture stands among as many as the first time, so that every kernel rounds as it did then.
         list(easel.draw([[Order(wanted[0], written=n == 0) for n in range(drawn.batch)]]))

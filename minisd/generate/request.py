@@ -9,11 +9,13 @@ from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.generate import drawings
 from minisd.generate.gallery import must_be_ours, preview_name
 from minisd.generate.options import BATCH, COUNT, DTYPES, SEED, Options, changed, chosen
+from minisd.generate.shelf import Shelf
 from minisd.metadata import Drawn, read_drawn
 from minisd.prompt import read
 from minisd.ranges import SEEDS, STEPS, in_range
 from minisd.samplers.recipes import sampler
 from minisd.shares import Share, share
+from minisd.tags import taken_out
 
 COUNTS, BATCHES = (1, 10_000), (1, 64)
 LARGEST_FILE = 1 << 24                            # bytes of a file of prompts
@@ -28,6 +30,7 @@ class Request:
     drawn: Drawn | None                           # the recorded picture of --from-image
     again: bool                                   # it is drawn once more, and no others like it
     share: Share
+    shelf: Shelf
 
 
 def asked(options: Options) -> Request:
@@ -38,11 +41,14 @@ def asked(options: Options) -> Request:
     if again and not us.alone:
         raise MinisdError("one picture cannot be shared by processes", "--from-image", remedy="start one process",
                           code=USAGE)
+    shelf = Shelf() if drawn is None or options.picture.lora else Shelf(
+        {lora.name: lora.sha256 for lora in drawn.drawing.loras})
     options = options if drawn is None else remembering(options, drawn)
     prompts = read_prompts(options)
     check(options, prompts)
+    lend(options, prompts, shelf)
     make_folder(options, us)
-    return Request(options, prompts, drawn, again, us)
+    return Request(options, prompts, drawn, again, us, shelf)
 
 
 def questioned(options: Options) -> list[str]:
@@ -124,7 +130,13 @@ def check(options: Options, prompts: Sequence[str]) -> None:
                           remedy=f"ask for at most {COUNTS[1]} pictures", code=USAGE)
     drawings.check(options)
     for prompt in dict.fromkeys([*prompts, options.picture.negative or ""]):
-        read(prompt).readings(options.picture.steps or STANDARD.steps)    # refuses absurd weights
+        read(taken_out(prompt)[0]).readings(options.picture.steps or STANDARD.steps)    # refuses absurd weights
+
+
+def lend(options: Options, prompts: Sequence[str], shelf: Shelf) -> None:
+    """Find the LoRAs of all prompts; one that is not there is told before anything is loaded."""
+    for tags in dict.fromkeys(tuple(taken_out(prompt)[1]) for prompt in prompts):
+        shelf.lend(options.lora_dir, options.picture.lora, tags)
 
 
 def make_folder(options: Options, us: Share) -> None:

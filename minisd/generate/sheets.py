@@ -8,13 +8,14 @@ from PIL import Image
 
 from minisd import images
 from minisd.generate.album import Album
-from minisd.generate.drawings import Habits, drawing
+from minisd.generate.drawings import Habits, drawing, loras_of
 from minisd.generate.easel import Easel
 from minisd.generate.gallery import must_be_ours, places, rewrite, say_how_many
 from minisd.generate.grid import Plan
 from minisd.generate.source import opened
 from minisd.labels import table
 from minisd.store import find
+from minisd.wardrobe import wardrobe_of
 
 LARGEST = 1 << 26                                 # pixels of a sheet; pictures are made smaller to fit
 
@@ -27,17 +28,22 @@ def draw(plan: Plan) -> None:
     for name in plan.pages:
         must_be_ours(out / name)
     sources = {model: opened(find(model), plan.options, plan.share) for model in dict.fromkeys(plan.models)}
-    wanted = [drawing(cell.options, cell.prompt, Habits(sources[model].own, sources[model].side, album.look))
+    habits = {model: Habits(source.own, source.cfg.size, album.look, plan.shelf.lend)
+              for model, source in sources.items()}
+    wanted = [drawing(cell.options, cell.prompt, habits[model])
               for cell, model in zip(plan.cells, plan.models, strict=True)]
     album.check(wanted)
     keys = [sources[model].key(one) for model, one in zip(plan.models, wanted, strict=True)]
     there = places(out, keys)
     say_how_many(there, out)
+    cells = {model: [n for n, own in enumerate(plan.models) if own == model] for model in sources}
+    wardrobes = {model: wardrobe_of(plan.shelf.files, loras_of([wanted[n] for n in cells[model]]), source.cfg,
+                                    plan.options.allow_unused) for model, source in sources.items()}
     for model, source in sources.items():
-        cells = [n for n, own in enumerate(plan.models) if own == model]
-        if any(there[n].path is None for n in cells):
-            easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures, plan.options.preview_every)
-            batches = easel.missing([wanted[n] for n in cells], [there[n] for n in cells], plan.batch)
+        if any(there[n].path is None for n in cells[model]):
+            easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures, wardrobes[model],
+                          plan.options.preview_every)
+            batches = easel.missing([wanted[n] for n in cells[model]], [there[n] for n in cells[model]], plan.batch)
             list(easel.draw(batches))
             del easel, batches                    # the next model needs the memory
     write_sheets(plan, [place.path for place in places(out, keys)])

@@ -25,7 +25,7 @@ class Source:
     path: Path
     sha256: str                                   # of its weights
     own: Defaults
-    side: int                                     # of the pictures that it likes best
+    cfg: ModelConfig
     device: torch.device
     dtype: str
 
@@ -41,7 +41,7 @@ def opened(path: Path, options: Options, share: Share) -> Source:
     device = pick_device(device_of(options.device, share))
     dtype = str(pick_dtype(options.dtype or "auto", device)).removeprefix("torch.")
     own, cfg = described(path)
-    return Source(path, fingerprint(path), own, cfg.size, device, dtype)
+    return Source(path, fingerprint(path), own, cfg, device, dtype)
 
 
 def described(path: Path) -> tuple[Defaults, ModelConfig]:

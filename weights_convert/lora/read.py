@@ -50,6 +50,10 @@ SHOWN = 10
 Stems = dict[str, tuple[Kind, dict[str, Tensor]]]   # by the module's name in the file: the kind, tensors by role
 
 
+class AnotherModel(MinisdError):
+    """An adapter whose modules, or some of them, a model does not have."""
+
+
 def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
     """The adapter of a .safetensors, .ckpt or .pt file, or of a folder that PEFT wrote.
 
@@ -122,8 +126,8 @@ def family(stems: Stems, cfg: ModelConfig | None, where: str) -> tuple[ModelConf
             return one, table
         else:
             faults.append((0, f"it was made for text states of {width} numbers, {name} has {one.unet.context_dim}"))
-    raise MinisdError("the adapter belongs to another model", where, min(faults)[1],
-                      "give the model that it was made for")
+    raise AnotherModel("the adapter belongs to another model", where, min(faults)[1],
+                       "give the model that it was made for")
 
 
 def text_width(stems: Stems, table: Mapping[str, Place]) -> int | None:
