@@ -161,6 +161,8 @@ class Options:
     """Where to compute."""
     dtype: Annotated[str | None, given(str, "|".join(DTYPES)), shown("auto")] = None
     """Precision; auto is the fast one of this machine."""
+    profile: bool = False
+    """Say where the time went: in which network, and in which kind of layer."""
     debug: bool = False
     """Show the traceback of an error."""
 

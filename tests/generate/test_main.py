@@ -191,3 +191,12 @@ def test_a_long_prompt_is_noted_once(draw: Draw, out: Path, capsys: pytest.Captu
     assert draw("apple pear plum " * 10, "--steps", "1", "--count", "3", "--batch", "1") == 0
     said = capsys.readouterr().err
     assert "is read in 5 windows" in said and len(said.splitlines()) == 1
+
+
+def test_where_the_time_went(draw: Draw, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("a", "--steps", "3", "--profile") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out / '00001-0.png'}\n"
+    table = {line[:32].strip(): line[32:].split() for line in said.err.splitlines() if "%" in line}
+    assert table["UNet"][0] == "3" and table["Decoder"][0] == "1"
+    assert {"CLIPText", "Conv2d", "Linear", "Attention"} <= table.keys() and "s in all" in said.err
