@@ -95,8 +95,8 @@ def convert(options: Convert) -> None:
 
     from minisd.store import must_fit
     from weights_convert.sources import open_model
-    from weights_convert.write import write
-    to = options.to or ("ldm" if options.target.suffix.lower() == ".safetensors" else "native")
+    from weights_convert.write import layout_for, write
+    to = layout_for(options.target, options.to)
     dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else None
     model = open_model(options.source, options.prediction, options.ema)
     model.must_be_drawable()

@@ -1,6 +1,6 @@
 """Configs as diffusers and transformers write them, from ours and back; what we cannot compute is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 PIPELINES = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline",
              8: "StableDiffusionInstructPix2PixPipeline"}
+STEERED = "StableDiffusionControlNetPipeline"
 CLASSES = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
            "text": ("transformers", "CLIPTextModel"), "controlnet": ("diffusers", "ControlNetModel")}
 FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2",
@@ -92,11 +93,12 @@ def scheduler_json(cfg: ModelConfig) -> Json:
     } | ({"skip_prk_steps": True} if pndm else {"clip_sample": False})
 
 
-def index_json(cfg: ModelConfig) -> Json:
+def index_json(cfg: ModelConfig, names: Iterable[str]) -> Json:
     """What says which parts a pipeline is made of."""
-    parts = {FOLDERS[part]: list(CLASSES[part]) for part in ("unet", "vae", "text")}
+    parts = {FOLDERS[part]: list(CLASSES[part]) for part in names if part in CLASSES}
+    name = STEERED if "controlnet" in parts else PIPELINES.get(cfg.unet.in_channels, PIPELINES[4])
     return VERSION | {
-        "_class_name": PIPELINES.get(cfg.unet.in_channels, PIPELINES[4]), **parts,
+        "_class_name": name, **parts,
         "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", scheduler_json(cfg)["_class_name"]],
         "requires_safety_checker": False, **{name: [None, None] for name in ABSENT},
     }

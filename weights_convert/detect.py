@@ -161,6 +161,12 @@ KINDS = {
 }
 
 
+def family_of(cfg: UNetConfig) -> str:
+    """In words: the preset's, or the one that a shape of no name is akin to."""
+    kin = "SDXL-like" if cfg.label_dim is not None else "SD2-like" if cfg.linear_proj else "SD1-like"
+    return FAMILIES.get(preset_of(cfg) or "", kin)
+
+
 def preset_of(cfg: UNetConfig) -> str | None:
     """The preset of a UNet, if it has a name."""
     return next((name for name, preset in KNOWN.items() if preset == cfg), None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from minisd.errors import NUMERICAL, MinisdError
 from weights_convert.model import Model
 from weights_convert.sources import open_model
-from weights_convert.write import fingerprint
+from weights_convert.write import fingerprint, wide
 
 KNOWN = {  # sha256 of files as their makers published them
     "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa": "SD1.5, v1-5-pruned-emaonly.safetensors",
@@ -69,11 +69,10 @@ def faults(model: Model) -> Iterator[str]:
     zero: list[str] = []
     for name, part in model.parts.items():
         for key, tensor in part.ours().items():
-            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-            if not wide.isfinite().all():
+            if not wide(tensor).isfinite().all():
                 raise MinisdError(f"{name}: {key} holds NaN or infinity", model.where,
                                   remedy="take another copy of the file", code=NUMERICAL)
-            zero += [f"{name}: {key}"] if tensor.dim() > 1 and not wide.any() else []
+            zero += [f"{name}: {key}"] if tensor.dim() > 1 and not wide(tensor).any() else []
     yield f"structure    {model.family}: every key and shape is there"
     yield "values       all finite"
     if zero:
@@ -116,4 +115,4 @@ def difference(a: Tensor | None, b: Tensor | None) -> str:
         return ""
     gap = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
     kinds = "" if a.dtype == b.dtype else f"{a.dtype} and {b.dtype}, ".replace("torch.", "")
-    return f"{kinds}values differ by up to {gap:.3g}"
+    return kinds + (f"values differ by up to {gap:.3g}" if gap else "values equal")

@@ -9,7 +9,7 @@ from torch import Tensor
 from minisd import schema
 from minisd.config import ModelConfig
 from minisd.errors import BAD_FILE, USAGE, MinisdError
-from weights_convert.detect import FAMILIES, KINDS, UNDRAWN, config_of, part_of, preset_of, refuse_others
+from weights_convert.detect import KINDS, UNDRAWN, config_of, family_of, part_of, preset_of, refuse_others
 from weights_convert.mapped import Seen
 from weights_convert.tables import Row
 from weights_convert.translate import from_ours, to_ours
@@ -77,7 +77,8 @@ class Model:
     @property
     def family(self) -> str:
         """In words: a whole checkpoint's, or which part it is and of what."""
-        family = FAMILIES.get(self.preset, "unnamed") if {"unet", "controlnet"} & self.parts.keys() else ""
+        steered = self.parts.get("unet") or self.parts.get("controlnet")
+        family = family_of(steered.cfg) if steered else ""
         what = "checkpoint" if self.whole else " and ".join(self.parts) + " alone"
         return f"{family} {what}".strip()
 

@@ -14,6 +14,8 @@ from weights_convert.model import HF_TEXT, Model, own_configs, recognised, struc
 from weights_convert.read import read_file
 
 STATED = "minisd.config"                          # in the metadata of single files that we write
+PREDICTS = ("modelspec.prediction_type", "modelspec.predict_key")  # in those of kohya's trainers, and of ComfyUI
+V_KEY = "v_pred"                                  # an empty tensor in ComfyUI's files of models that predict v
 PREFIXES = {
     "model.diffusion_model.": "unet", "first_stage_model.": "vae", "control_model.": "controlnet",
     "cond_stage_model.transformer.": "text", "cond_stage_model.model.": "text",
@@ -21,7 +23,8 @@ PREFIXES = {
     "conditioner.embedders.1.model.": "text_2",
 }
 EMA, EMA_UNET, OF_TRAINING = "model_ema.", "model_ema.diffusion_model", ("loss.", "first_stage_model.loss.")
-COMPUTED = {  # what everybody can make: counts, and what follows from the noise levels
+UNREAD = {  # known, and not needed: marks, counts, what follows from the noise levels, what SD1's text does not use
+    V_KEY, "scale_factor", "cond_stage_model.logit_scale", "cond_stage_model.text_projection",
     f"{HF_TEXT}text_model.embeddings.position_ids",
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
@@ -50,7 +53,7 @@ def from_file(path: Path, ema: bool) -> Model:
     training = [tensors.pop(key) for key in list(tensors) if key.startswith(OF_TRAINING)]
     if training:
         notes.append(f"{len(training)} tensors of the training loss are ignored")
-    left_out = {key: tensors.pop(key) for key in COMPUTED & tensors.keys()}
+    left_out = {key: tensors.pop(key) for key in UNREAD & tensors.keys()}
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), "")
@@ -86,7 +89,8 @@ def averaged(unet: Mapping[str, Tensor], copies: Mapping[str, Tensor], where: st
 def as_stated(model: Model, metadata: Mapping[str, str]) -> Model:
     """The configs that a file of ours states, which know more than shapes; of others, what the shapes say."""
     if STATED not in metadata:
-        return with_parts(model)
+        predicts = "v" if V_KEY in model.left_out else next(filter(None, map(metadata.get, PREDICTS)), None)
+        return with_parts(model).predicting(predicts if predicts in ("epsilon", "v") else None)
     try:
         cfg = structured(ModelConfig, json.loads(metadata[STATED]), model.where)
     except (ValueError, RecursionError) as error:

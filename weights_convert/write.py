@@ -24,7 +24,25 @@ from weights_convert.translate import from_ours
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HINTS = (0, 2, 4, 6)                              # convolutions of a ControlNet's hint that widen
 LINE = 64                                         # bytes of a line of the cache
+SINGLE = ".safetensors"
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 Save = Callable[[Path, Mapping[str, Tensor]], None]
+
+
+def layout_for(target: Path, to: str | None) -> str:
+    """The layout asked for, or the one that the target's name means; others load a file by its name's ending."""
+    to = to or ("ldm" if target.suffix.lower() == SINGLE else "native")
+    must_be_named(target, to, to == "ldm")
+    return to
+
+
+def must_be_named(target: Path, to: str, single: bool) -> None:
+    """Refuses a file without the ending of safetensors, and a folder with the ending of a file."""
+    ending = target.suffix.lower()
+    if single != (ending == SINGLE) or ending in PICKLED:
+        what = f"one file, NAME{SINGLE}" if single else f"a folder, NAME without {ending}"
+        raise MinisdError(f"the target's name does not go with the layout {to}", str(target)[:200], f"that is {what}",
+                          "give another name, or another --to", USAGE)
 
 
 def write(model: Model, target: Path, to: str, dtype: torch.dtype | None = None, allow_nonfinite: bool = False) -> None:
@@ -77,18 +95,16 @@ def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
             check()
             tensor = tensors[name].to("cpu", kinds[name], copy=True)
             check()
-            if not allow_nonfinite:
-                must_be_finite(name, tensor)
+            if not (allow_nonfinite or wide(tensor).isfinite().all()):
+                raise MinisdError(f"weights that are not finite: {name}", "", f"in {NAMES[tensor.dtype]} it holds NaN "
+                                  "or infinity", "take another copy or a wider --dtype; --allow-nonfinite takes it as "
+                                  "it is", NUMERICAL)
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def must_be_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point():
-        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-        if not wide.isfinite().all():
-            raise MinisdError(f"weights that are not finite: {name}", "", f"in {NAMES[tensor.dtype]} it holds NaN or "
-                              "infinity", "take another copy or a wider --dtype; --allow-nonfinite takes it as it is",
-                              NUMERICAL)
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor as torch can look at its values: of eight bits it knows no questions."""
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def fingerprint(files: Iterable[Seen]) -> str:
@@ -104,7 +120,7 @@ def fingerprint(files: Iterable[Seen]) -> str:
 def to_native(model: Model, path: Path, save: Save) -> None:
     """What `minisd.load` maps."""
     if "controlnet" in model.parts:
-        raise MinisdError("a ControlNet alone has no native folder", model.where, remedy="--to ldm or diffusers",
+        raise MinisdError("a native folder has no place for a ControlNet", model.where, remedy="--to ldm or diffusers",
                           code=USAGE)
     put(path / CONFIG, native_json(model.cfg, model.defaults))
     for name, part in model.parts.items():
@@ -118,7 +134,7 @@ def to_ldm(model: Model, path: Path, save: Save) -> None:
     tensors = dict(model.left_out)
     for part in drawn(model):
         dialect, prefix = place(part)
-        prefix = prefix if model.whole or part.kind == "controlnet" else ""
+        prefix = prefix if len(model.parts) > 1 or part.kind == "controlnet" else ""
         made = from_ours(part.ours(), part.rows(dialect))
         tensors |= {prefix + name: tensor for name, tensor in made.items()}
     save(path, tensors)
@@ -134,6 +150,9 @@ def place(part: Part) -> tuple[str, str]:
 
 def to_diffusers(model: Model, path: Path, save: Save) -> None:
     """A pipeline; a part alone is a folder as a pipeline has it."""
+    if not model.whole and len(model.parts) > 1:
+        raise MinisdError(f"this is {model.family}, and a diffusers folder is a whole pipeline or one part",
+                          model.where, remedy="--to native or ldm", code=USAGE)
     left_out = dict(model.left_out)
     for part in drawn(model):
         folder = path / configs.FOLDERS[part.name] if model.whole else path
@@ -149,7 +168,7 @@ def to_diffusers(model: Model, path: Path, save: Save) -> None:
             theirs |= {name.removeprefix(HF_TEXT): left_out.pop(name) for name in here}
         save(folder / f"{stem}.safetensors", theirs)
     if model.whole:
-        put(path / INDEX, pretty(configs.index_json(model.cfg)))
+        put(path / INDEX, pretty(configs.index_json(model.cfg, model.parts)))
         put(path / "scheduler" / "scheduler_config.json", pretty(configs.scheduler_json(model.cfg)))
         for name, text in vocabulary.files(model.cfg.text[0]).items():
             put(path / "tokenizer" / name, text)

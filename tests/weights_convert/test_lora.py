@@ -226,7 +226,7 @@ def test_pefts_description_is_read_strictly(tmp_path):
     (tmp_path / "a" / "adapter_config.json").write_text("[]")
     assert "not a JSON object" in str(refused(tmp_path / "a"))
     (tmp_path / "a" / "adapter_config.json").unlink()
-    assert "cannot be read" in str(refused(tmp_path / "a"))
+    assert "no LoRA in this folder" in str(refused(tmp_path / "a"))
 
 
 # --- algebra ---

@@ -32,7 +32,7 @@ class Convert:
     """What to write; it must not be there yet."""
     to: Dialect = "kohya"
     """Names and layout to write."""
-    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is")] = None
+    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is"), arg(metavar="{fp16,bf16,fp32}")] = None
     """The precision to write."""
     debug: bool = False
     """Show the traceback of an error."""
@@ -58,7 +58,8 @@ class Merge:
     """What to write; it must not be there yet."""
     loras: Annotated[Positional[tuple[str, ...]], arg(metavar="LORA[:STRENGTH]")]
     """Each with a strength behind a colon, 1 where there is none."""
-    to: Annotated[LAYOUTS | None, shown("ldm for *.safetensors, else native")] = None
+    to: Annotated[LAYOUTS | None, shown("ldm for *.safetensors, else native"),
+                  arg(metavar="{native,ldm,diffusers}")] = None
     """The layout to write."""
     debug: bool = False
     """Show the traceback of an error."""
@@ -129,6 +130,8 @@ def convert(options: Convert) -> None:
 
     from weights_convert.lora.read import read_adapter
     from weights_convert.lora.write import write_adapter
+    from weights_convert.write import must_be_named
+    must_be_named(options.target, options.to, options.to != "peft")
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     adapter = read_adapter(options.source)
     write_adapter(adapter, options.target, options.to, dtypes[options.dtype] if options.dtype else None)
@@ -164,7 +167,10 @@ def merge(options: Merge) -> None:
     from weights_convert.lora.algebra import merged
     from weights_convert.lora.read import read_adapter
     from weights_convert.sources import open_model
-    from weights_convert.write import write
+    from weights_convert.write import layout_for, write
+    if not options.loras:
+        raise MinisdError("no LoRAs to merge", remedy="give files, each with :STRENGTH behind it or not", code=USAGE)
+    to = layout_for(options.target, options.to)
     model = open_model(options.model)
     parts = {name: replace(part, dialect="ours", tensors=part.ours()) for name, part in model.parts.items()}
     for path, strength in map(weighed, options.loras):
@@ -175,8 +181,8 @@ def merge(options: Merge) -> None:
         for name in adapter.parts():
             parts[name] = replace(parts[name], tensors=merged(parts[name].tensors, adapter.of(name), strength))
         print(f"{path} x {strength:g}: {len(adapter.entries)} modules")
-    to = options.to or ("ldm" if options.target.suffix.lower() == ".safetensors" else "native")
     write(replace(model, parts=parts), options.target, to)
+    print(f"{options.target}: {model.family}, {to}")
 
 
 def weighed(given: str) -> tuple[Path, float]:
@@ -194,6 +200,7 @@ def weighed(given: str) -> tuple[Path, float]:
 
 
 def extract(options: Extract) -> None:
+    from weights_convert.looks import told
     from weights_convert.lora.adapter import Adapter
     from weights_convert.lora.algebra import Truncation, extracted
     from weights_convert.sources import open_model
@@ -201,7 +208,8 @@ def extract(options: Extract) -> None:
     before, after = open_model(options.before), open_model(options.after)
     if before.cfg.unet != after.cfg.unet or before.cfg.text != after.cfg.text:
         raise MinisdError("the checkpoints are of different shapes", f"{options.before} and {options.after}",
-                          f"{before.family} and {after.family}", code=USAGE)
+                          f"{before.family}, UNet with {told(before.cfg.unet)}; and {after.family}, UNet with "
+                          f"{told(after.cfg.unet)}", code=USAGE)
     entries: dict[Place, Entry] = {}
     kept: dict[Place, Kept] = {}
     for name in ("unet", "text", "text_2"):
@@ -239,6 +247,8 @@ def average(options: Average) -> None:
 def save(adapter: "Adapter", target: Path, kept: "dict[Place, Kept] | None" = None) -> None:
     """Write in kohya's names, and say how large it is and what a truncation has left out."""
     from weights_convert.lora.write import write_adapter
+    from weights_convert.write import must_be_named
+    must_be_named(target, "kohya", True)
     write_adapter(adapter, target)
     ranks = counted(entry.rank for entry in adapter.entries.values())
     print(f"{target}: {len(adapter.entries)} modules of rank {ranks}")
@@ -258,5 +268,7 @@ def main(args: Sequence[str]) -> int:
     if args and args[0] in ACTIONS:
         options, run = ACTIONS[args[0]]
         return command(options, f"{PROGRAM} {args[0]}", run, args[1:])
-    print(f"usage: {PROGRAM} {{{','.join(ACTIONS)}}} ...; each has its own --help")
+    print(f"usage: {PROGRAM} ACTION ...; each has its own --help")
+    for name, (options, _) in ACTIONS.items():
+        print(f"  {name:<9} {' '.join((options.__doc__ or '').split())}")
     return 0 if args[:1] in (["--help"], ["-h"]) else USAGE

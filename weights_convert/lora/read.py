@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minisd.config import ModelConfig
 from minisd.errors import NUMERICAL, MinisdError
+from weights_convert.folders import read_json
 from weights_convert.lora.adapter import Adapter, Entry, Kind, Place
 from weights_convert.lora.names import DIFFUSERS, FAMILIES, modules, numbered, spellings
 from weights_convert.model import structured
@@ -62,7 +63,10 @@ def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
     path = Path(source)
     peft: Mapping[str, Any] = {}
     if path.is_dir():
-        path, peft = path / PEFT_FILES[0], described(path / PEFT_FILES[1])
+        if not (path / PEFT_FILES[1]).is_file():
+            raise MinisdError("no LoRA in this folder", str(path), f"{PEFT_FILES[1]} is not there",
+                              "give the folder that PEFT wrote, or a LoRA's file")
+        path, peft = path / PEFT_FILES[0], read_json(path / PEFT_FILES[1])
     file = read_file(path)
     embeddings = {key: one for key, one in file.tensors.items() if key.startswith("<") and key.endswith(">")}
     tensors = {key: one for key, one in file.tensors.items() if key not in embeddings and not key.endswith(":rank")}
@@ -189,12 +193,3 @@ def alphas_of(metadata: Mapping[str, str], peft: Mapping[str, Any], cfg: ModelCo
             except (TypeError, ValueError) as error:
                 raise MinisdError("the LoRA's alphas are not numbers", where, str(error)[:200]) from error
     return found
-
-
-def described(path: Path) -> dict[str, Any]:
-    """PEFT's description of the adapter beside it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise MinisdError("PEFT's description of the adapter cannot be read", str(path), str(error)[:200]) from error
-    return parsed(text, str(path))
