@@ -12,6 +12,7 @@ from minisd.fast.onednn import inferring, product
 from minisd.layers import Attention
 
 LARGE = 1 << 19                                   # scores: fewer are left to PyTorch, and so many fit a cache
+ROWS = 64                                         # queries at least, however many keys: each pass reads all of those
 AMX = "amx_bf16"
 
 
@@ -38,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
     keys, values = k.float().contiguous(), v.t().contiguous()
     queries = q.float() * q.shape[1] ** -0.5
-    rows = max(LARGE // len(k), 1)
+    rows = max(LARGE // len(k), ROWS)
     for part, out in zip(queries.split(rows), y.split(rows), strict=True):
         weights = torch.softmax(product(part, keys), dim=1)          # [rows, m]
         out.copy_(product(weights.to(v.dtype), values))
