@@ -95,11 +95,16 @@ def save_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
             check()
             tensor = tensors[name].to("cpu", kinds[name], copy=True)
             check()
-            if not (allow_nonfinite or wide(tensor).isfinite().all()):
-                raise MinisdError(f"weights that are not finite: {name}", "", f"in {NAMES[tensor.dtype]} it holds NaN "
-                                  "or infinity", "take another copy or a wider --dtype; --allow-nonfinite takes it as "
-                                  "it is", NUMERICAL)
+            if not allow_nonfinite:
+                must_be_finite(name, tensor)
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def must_be_finite(name: str, tensor: Tensor) -> None:
+    if not wide(tensor).isfinite().all():
+        raise MinisdError(f"weights that are not finite: {name}", "", f"in {NAMES[tensor.dtype]} it holds NaN or "
+                          "infinity", "take another copy or a wider --dtype; --allow-nonfinite takes it as it is",
+                          NUMERICAL)
 
 
 def wide(tensor: Tensor) -> Tensor:
