@@ -158,7 +158,8 @@ class Stage:
             raise ValueError(f"stage {self.name}: give exactly one of the tables {', '.join(TASKS)}")
         on_latents = self.vae is None and self.clip is None
         if not on_latents and (self.data.buckets > 1 or self.data.masks):
-            raise ValueError(f"stage {self.name}: it takes whole squares, leave buckets and masks out")
+            excess = "buckets" if self.data.buckets > 1 else "masks"
+            raise ValueError(f"stage {self.name}: it takes whole squares, leave {excess} out")
         if on_latents and self.data.crop:
             raise ValueError(f"stage {self.name}: latents are made of whole pictures, leave crop out")
         self.check_words()
