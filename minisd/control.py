@@ -58,6 +58,9 @@ class Fresh:
         if self.high is not None:
             in_range("churn-high", self.high, self.low, SIGMAS[1])
         in_range("churn-noise", self.noise, 0, 10)
+        if not self.churn and (self.low, self.high, self.noise) != (0.0, None, 1.0):
+            raise MinisdError("--churn-low, --churn-high or --churn-noise, but no --churn",
+                              remedy="say how much noise by --churn, or leave them out", code=USAGE)
 
 
 STILL = Fresh()

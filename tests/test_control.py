@@ -26,8 +26,9 @@ def test_guides_refused(option: str, value: object, told: str) -> None:
     (lambda: Mask(SHA, padding=-1), "--only-masked"), (lambda: Hires(0.5), "--hires-upscale"),
     (lambda: Hires(strength=2), "--hires-strength"), (lambda: Hires(steps=0), "--hires-steps"),
     (lambda: Fresh(-1.0), "--eta"), (lambda: Fresh(churn=float("inf")), "--churn"),
-    (lambda: Fresh(low=-1), "churn-low"), (lambda: Fresh(low=2, high=1), "--churn-high 1 is out of range"),
-    (lambda: Fresh(noise=-1), "churn-noise"),
+    (lambda: Fresh(low=-1), "churn-low"), (lambda: Fresh(churn=1, low=2, high=1), "--churn-high 1 is out of range"),
+    (lambda: Fresh(noise=-1), "churn-noise"), (lambda: Fresh(low=1), "but no --churn"),
+    (lambda: Fresh(high=5.0), "but no --churn"), (lambda: Fresh(noise=1.01), "but no --churn"),
     (lambda: Hires(upscaler="esrgan"), "latent or lanczos")])
 def test_refused(build, told: str) -> None:
     with pytest.raises(MinisdError, match=told) as fault:

@@ -18,10 +18,11 @@ from minisd import __version__
 from minisd.errors import RESOURCE, MinisdError
 from minisd.evaluate.curves import Panel, curves
 from minisd.evaluate.samplers_brisque import Brisque
-from minisd.evaluate.samplers_options import CSV, CURVES, TABLE, SamplersOptions, adds_noise
+from minisd.evaluate.samplers_options import CSV, CURVES, TABLE, SamplersOptions
 from minisd.evaluate.similarity import psnr, ssim
 from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion
+from minisd.samplers.info import adds_noise
 from minisd.samplers.recipes import sampler
 from minisd.store import find, fingerprint, load
 

@@ -9,9 +9,8 @@ from tyro.conf import Positional, arg
 from minisd.command import given, shown
 from minisd.drawing import GUIDANCE, SEEDS, STEPS, in_range
 from minisd.errors import RESOURCE, USAGE, MinisdError
-from minisd.samplers.loop import sample
-from minisd.samplers.recipes import METHODS, Recipe, sampler
-from minisd.samplers.schedule import NoiseTable
+from minisd.samplers.info import adds_noise
+from minisd.samplers.recipes import METHODS, sampler
 
 TABLE, CSV, CURVES = "samplers.json", "samplers.csv", "samplers.png"
 FIXED = tuple(method.names[0] for method in METHODS if not method.adaptive)
@@ -72,17 +71,3 @@ class SamplersOptions:
         except OSError as error:
             raise MinisdError("the comparison's folder cannot be made", str(self.out), error.strerror or str(error),
                               "name another by --out", RESOURCE) from error
-
-
-def adds_noise(recipe: Recipe) -> bool:
-    """Whether a method asks for noise on its way: seen on a walk of three steps over plain numbers."""
-    asked: list[object] = []
-    table = NoiseTable()
-    schedule = recipe.schedule(table, 3)
-
-    def noise(*way: object) -> float:
-        asked.append(way)
-        return 0.0
-
-    sample(recipe.solver, lambda x, level: 0.5, 1.0, schedule, table, noise=noise)   # type: ignore[arg-type]
-    return bool(asked)

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minisd.samplers.recipes import sampler
+from minisd.samplers.loop import sample
+from minisd.samplers.recipes import Recipe, sampler
 from minisd.samplers.schedule import CLEAN, NoiseTable
 
 
@@ -17,6 +18,7 @@ _DDPM = "Ho et al., Denoising Diffusion Probabilistic Models, arXiv 2006.11239"
 _EDM = "Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364"
 _DPM = "Lu et al., DPM-Solver, arXiv 2206.00927"
 _DPMPP = "Lu et al., DPM-Solver++, arXiv 2211.01095"
+_DEIS = "Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, arXiv 2204.13902"
 _UNIPC = "Zhao et al., UniPC, arXiv 2302.04867"
 _KD = "as in k-diffusion"
 _SDE = "1 (SDE)"
@@ -50,14 +52,29 @@ SOURCES = {
     "UniPC": Source(_UNIPC, "3"),
     "UniPC bh1": Source(_UNIPC, "3"),
     "UniPC 3": Source(_UNIPC, "4"),
-    "DEIS": Source("Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, arXiv 2204.13902",
-                   "3"),
+    "DEIS": Source(_DEIS, "2"),
+    "DEIS 3": Source(_DEIS, "3"),
     "LCM": Source("Luo et al., Latent Consistency Models, arXiv 2310.04378", "none: for networks distilled to jump"),
     "TCD": Source("Zheng et al., Trajectory Consistency Distillation, arXiv 2402.19159",
                   "none: for networks distilled to jump"),
 }
-NOISE = {"fresh": "a fresh draw per step, where the method adds any",
-         "brownian": "one Brownian path, the same for any number of steps"}
+NOISE = {"fresh": "a fresh draw per step", "brownian": "one Brownian path, the same for any number of steps"}
+
+
+def adds_noise(recipe: Recipe) -> bool:
+    """Whether a method asks for noise on its way: seen on a walk of three steps over plain numbers."""
+    if recipe.adaptive:
+        return False
+    asked: list[object] = []
+    table = NoiseTable()
+
+    def noise(*way: object) -> float:
+        asked.append(way)
+        return 0.0
+
+    sample(recipe.solver, lambda x, level: 0.5, 1.0, recipe.schedule(table, 3), table,   # type: ignore[arg-type]
+           noise=noise)                           # type: ignore[arg-type]
+    return bool(asked)
 
 
 def sampler_info(name: str, steps: int, table: NoiseTable) -> str:
@@ -70,7 +87,7 @@ def sampler_info(name: str, steps: int, table: NoiseTable) -> str:
              f"  paper    {source.paper}",
              f"  order    {source.order}",
              f"  spacing  {recipe.schedule_type}, from t = {schedule[0].t:g} of {table.steps - 1} to {end}",
-             f"  noise    {NOISE[recipe.noise]}"]
+             f"  noise    {NOISE[recipe.noise] if adds_noise(recipe) else 'none on the way'}"]
     if recipe.adaptive:
         lines.append("  steps    of its own, as long as the error allows: these levels are the ends of the walk only")
     lines.append("  step       sigma         t")

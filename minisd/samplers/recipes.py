@@ -81,7 +81,9 @@ METHODS = (
     Method(("unipc", "unipc bh2"), "UniPC", UniPC(2), "rounded"),
     Method(("unipc bh1",), "UniPC bh1", UniPC(2, "bh1"), "rounded"),
     Method(("unipc 3",), "UniPC 3", UniPC(3), "rounded"),
-    Method(("deis",), "DEIS", DPMMultistep(3, "noise", slope="heun", curvature="exact"), "rounded", "first"),
+    # Guided, order 3 amplifies what is left of the noise in the last steps: order 2 is diffusers' default, too.
+    Method(("deis", "deis 2"), "DEIS", DPMMultistep(2, "noise", slope="heun"), "rounded", "first"),
+    Method(("deis 3",), "DEIS 3", DPMMultistep(3, "noise", slope="heun", curvature="exact"), "rounded", "first"),
     Method(("lcm",), "LCM", LCM(), "distilled"),
     Method(("tcd",), "TCD", TCD(), "distilled", "first"),
 )

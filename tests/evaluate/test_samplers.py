@@ -17,10 +17,9 @@ from minisd.errors import MinisdError
 from minisd.evaluate.__main__ import main
 from minisd.evaluate.samplers import Contest, Row, lines, write
 from minisd.evaluate.samplers_brisque import ABSENT, Brisque
-from minisd.evaluate.samplers_options import FIXED, SamplersOptions, adds_noise
+from minisd.evaluate.samplers_options import SamplersOptions
 from minisd.evaluate.similarity import psnr, ssim
 from minisd.images import to_tensor
-from minisd.samplers.recipes import sampler
 
 NAMES = ("euler", "heun", "ddim", "euler a", "dpm++2m sde")
 ARGS = ("--samplers", *NAMES, "--steps", "6", "2", "--prompts", "a red apple", "a cat", "--reference-steps", "16")
@@ -129,12 +128,6 @@ def test_refused_before_a_model_is_loaded(change, told, tmp_path) -> None:
     with pytest.raises(MinisdError, match=told) as caught:
         replace(SamplersOptions("emoji", tmp_path / "out"), **change).check()
     assert caught.value.code == 2 and not (tmp_path / "out").exists()
-
-
-def test_what_adds_noise() -> None:
-    quiet = {name for name in FIXED if not adds_noise(sampler(name))}
-    assert {"euler", "heun", "ddim", "pndm", "dpm++2m", "unipc", "deis", "dpm fast"} <= quiet
-    assert not quiet & {"euler a", "dpm2 a", "ddpm", "dpm++2s a", "dpm++sde", "dpm++3m sde", "lcm"}
 
 
 def test_without_its_package_the_column_is_empty_and_says_why(monkeypatch, model, tmp_path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minisd.errors import MinisdError
-from minisd.samplers.info import SOURCES, sampler_info
+from minisd.samplers.info import SOURCES, adds_noise, sampler_info
 from minisd.samplers.loop import sample
 from minisd.samplers.recipes import METHODS, NAMES, SPACINGS, sampler
 from minisd.samplers.schedule import Level, NoiseTable
@@ -34,12 +34,20 @@ def test_what_it_says_of_ddim() -> None:
         "  paper    Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502",
         "  order    1",
         "  spacing  DDIM, from t = 667 of 999 to the first trained level",
-        "  noise    a fresh draw per step, where the method adds any",
+        "  noise    none on the way",
         "  step       sigma         t",
         f"     1  {TABLE.sigmas[667]:10.4f}   667.000",
         f"     2  {TABLE.sigmas[334]:10.4f}   334.000",
         f"     3  {TABLE.sigmas[1]:10.4f}     1.000",
         f"   end  {TABLE.sigmas[0]:10.4f}     0.000"]
+
+
+def test_what_adds_noise() -> None:
+    quiet = {name for name in NAMES if not adds_noise(sampler(name))}
+    assert {"euler", "heun", "ddim", "pndm", "dpm++2m", "unipc", "deis", "dpm fast", "dpm adaptive"} <= quiet
+    assert not quiet & {"euler a", "dpm2 a", "ddpm", "dpm++2s a", "dpm++sde", "dpm++3m sde", "lcm"}
+    assert adds_noise(sampler("ddim", eta=0.1)) and "a fresh draw per step" in sampler_info("euler a", 3, TABLE)
+    assert "Brownian" in sampler_info("dpm++2m sde", 3, TABLE)
 
 
 @pytest.mark.parametrize("name", [f"{name} {word}".strip() for name in NAMES for word in ("", *SPACINGS)])
