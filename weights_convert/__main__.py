@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,15 +11,15 @@ from tyro.conf import Positional, arg
 from minisd.command import command, shown
 from minisd.errors import MinisdError
 from weights_convert.lora import program
+from weights_convert.lora.program import DTYPES, Action, Dtype, Layout
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Prediction = Literal["epsilon", "v", "x0"] | None
 PREDICTIONS = arg(metavar="{epsilon,v,x0}")
 PROGRAM = "python -m weights_convert"
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(Action):
     """Convert a checkpoint; it is recognised by its contents. `inspect FILE`, `verify FILE`, `diff A B` and
     `parity A B` (B may be "diffusers") in place of SOURCE look at checkpoints instead, `lora ACTION ...` is for LoRA
     files; each has its own --help."""
@@ -28,10 +28,9 @@ class Convert:
     """A single file (.safetensors, .ckpt), a diffusers folder, a native folder, or a part alone."""
     target: Annotated[Positional[Path], arg(metavar="TARGET")]
     """What to write; it must not be there yet."""
-    to: Annotated[Literal["native", "ldm", "diffusers"] | None, shown("ldm for *.safetensors, else native"),
-                  arg(metavar="{native,ldm,diffusers}")] = None
+    to: Layout = None
     """The layout to write."""
-    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is"), arg(metavar="{fp16,bf16,fp32}")] = None
+    dtype: Dtype = None
     """The precision to write."""
     ema: bool = False
     """Take the EMA copies of a single file; the weights as trained are taken otherwise."""
@@ -39,23 +38,13 @@ class Convert:
     """What the UNet predicts; SD2.x single files do not say it."""
     allow_nonfinite: bool = False
     """Write weights that are NaN or infinite all the same."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What all commands that look at a checkpoint have."""
-
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True)
-class Inspect(Look):
+class Inspect(Action):
     """Say what a checkpoint is: family, layout, parts, dtypes, parameters, and what is unusual."""
 
-    source: Annotated[Positional[Path], arg(metavar="FILE")] = field(kw_only=True)
+    source: Annotated[Positional[Path], arg(metavar="FILE")]
     """A file or folder of any layout."""
 
 
@@ -65,22 +54,22 @@ class Verify(Inspect):
 
 
 @dataclass(frozen=True)
-class Diff(Look):
+class Diff(Action):
     """Compare the tensors of two checkpoints, whatever their layouts: exit code 0 where they are equal, else 1."""
 
-    a: Annotated[Positional[Path], arg(metavar="A")] = field(kw_only=True)
+    a: Annotated[Positional[Path], arg(metavar="A")]
     """A file or folder of any layout."""
-    b: Annotated[Positional[Path], arg(metavar="B")] = field(kw_only=True)
+    b: Annotated[Positional[Path], arg(metavar="B")]
     """Another."""
 
 
 @dataclass(frozen=True)
-class Parity(Look):
+class Parity(Action):
     """Run two checkpoints on the same seeded input and compare every layer: exit code 0 if none is over tolerance."""
 
-    a: Annotated[Positional[Path], arg(metavar="A")] = field(kw_only=True)
+    a: Annotated[Positional[Path], arg(metavar="A")]
     """A file or folder of any layout; parts alone will do."""
-    b: Annotated[Positional[str], arg(metavar="B")] = field(kw_only=True)
+    b: Annotated[Positional[str], arg(metavar="B")]
     """Another; or "diffusers": the installed reference with the weights of A."""
     tolerance: float = 1e-5
     """Largest difference allowed, relative to the largest value of the layer."""

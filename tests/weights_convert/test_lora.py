@@ -241,6 +241,8 @@ def test_merging_is_adding_the_matrices():
         weight = weights[f"{place.path}.weight"]
         assert torch.allclose(found[f"{place.path}.weight"], weight + 0.5 * entry.delta().reshape(weight.shape))
     assert torch.equal(found["other"], torch.ones(3))
+    with pytest.raises(MinisdError, match="does not fit"):
+        algebra.merged({key: weight[:-1] for key, weight in weights.items()}, adapter.of("unet"))
 
 
 def test_what_was_merged_is_extracted_again():

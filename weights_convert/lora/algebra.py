@@ -54,6 +54,9 @@ def merged(weights: Mapping[str, Tensor], entries: Mapping[str, Entry], strength
     result = dict(weights)
     for path, entry in entries.items():
         weight = weights[f"{path}.weight"]
+        if entry.shape != tuple(weight.flatten(1).shape):
+            raise MinisdError(f"the adapter does not fit {path}", why=f"it adds {list(entry.shape)} to a weight of "
+                              f"{list(weight.shape)}", remedy="give the model that it was made for")
         total = weight.float() + strength * entry.delta().reshape(weight.shape)
         result[f"{path}.weight"] = total.to(weight.dtype)
     return result

@@ -19,11 +19,22 @@ PROGRAM = "python -m weights_convert lora"
 Dialect = Literal["kohya", "diffusers", "diffusers-old", "peft", "cloneofsimo"]
 Source = Annotated[Positional[Path], arg(metavar="LORA")]
 Target = Annotated[Positional[Path], arg(metavar="TARGET")]
-LAYOUTS = Literal["native", "ldm", "diffusers"]
+Layout = Annotated[Literal["native", "ldm", "diffusers"] | None, shown("ldm for *.safetensors, else native"),
+                   arg(metavar="{native,ldm,diffusers}")]
+Dtype = Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is"), arg(metavar="{fp16,bf16,fp32}")]
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What all commands have."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(Action):
     """Write a LoRA in another dialect; kohya's is the one that most programs read."""
 
     source: Source
@@ -32,41 +43,34 @@ class Convert:
     """What to write; it must not be there yet."""
     to: Dialect = "kohya"
     """Names and layout to write."""
-    dtype: Annotated[Literal["fp16", "bf16", "fp32"] | None, shown("as it is"), arg(metavar="{fp16,bf16,fp32}")] = None
+    dtype: Dtype = None
     """The precision to write."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Action):
     """Say what a LoRA is: dialect, family, ranks, alphas, and which parts it touches."""
 
     source: Source
     """A .safetensors, .ckpt or .pt file, or PEFT's folder."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(Action):
     """Add LoRAs to a checkpoint's weights for good."""
 
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """A checkpoint file or a folder."""
     target: Target
     """What to write; it must not be there yet."""
-    loras: Annotated[Positional[tuple[str, ...]], arg(metavar="LORA[:STRENGTH]")]
+    loras: Annotated[Positional[tuple[str, ...]], arg(metavar="LORA[:STRENGTH]", help_behavior_hint="(at least one)")]
     """Each with a strength behind a colon, 1 where there is none."""
-    to: Annotated[LAYOUTS | None, shown("ldm for *.safetensors, else native"),
-                  arg(metavar="{native,ldm,diffusers}")] = None
+    to: Layout = None
     """The layout to write."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Extract:
+class Extract(Action):
     """The low-rank difference of two checkpoints of one family, as a LoRA: BEFORE plus it is nearly AFTER."""
 
     before: Annotated[Positional[Path], arg(metavar="BEFORE")]
@@ -79,12 +83,10 @@ class Extract:
     """At most so many singular values of each module."""
     energy: Annotated[float | None, given(float, "SHARE"), shown("1")] = None
     """No more than make up this share of the squared singular values, such as 0.95."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(Action):
     """Bring a LoRA, LoHa or LoKr to a plain LoRA of another rank."""
 
     source: Source
@@ -95,12 +97,10 @@ class Resize:
     """At most so many singular values of each module."""
     energy: Annotated[float | None, given(float, "SHARE"), shown("1")] = None
     """No more than make up this share of the squared singular values, such as 0.95."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Subtract:
+class Subtract(Action):
     """A minus B, as one LoRA whose rank is the sum of theirs; resize it to fewer."""
 
     a: Annotated[Positional[Path], arg(metavar="A")]
@@ -109,20 +109,16 @@ class Subtract:
     """What is taken away from it."""
     target: Target
     """What to write; it must not be there yet."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(Action):
     """The mean of several LoRAs, as one whose rank is the sum of theirs; resize it to fewer."""
 
     target: Target
     """What to write; it must not be there yet."""
-    loras: Annotated[Positional[tuple[Path, ...]], arg(metavar="LORA")]
+    loras: Annotated[Positional[tuple[Path, ...]], arg(metavar="LORA", help_behavior_hint="(at least one)")]
     """The files."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 def convert(options: Convert) -> None:
@@ -132,9 +128,9 @@ def convert(options: Convert) -> None:
     from weights_convert.lora.write import write_adapter
     from weights_convert.write import must_be_named
     must_be_named(options.target, options.to, options.to != "peft")
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     adapter = read_adapter(options.source)
-    write_adapter(adapter, options.target, options.to, dtypes[options.dtype] if options.dtype else None)
+    dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else None
+    write_adapter(adapter, options.target, options.to, dtype)
     print(f"{options.target}: {len(adapter.entries)} modules, {options.to}, from {adapter.dialect}")
 
 
