@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from PIL import Image
 
 from minisd import store
 from minisd.adapters import add_lora
@@ -15,6 +16,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.schema import read
 from minisd.train import loop, personal, stages, state
 from minisd.train.config import Preview, Recipe
+from minisd.train.draws import Draws
 from minisd.train.imagined import Imagined
 from minisd.train.report import read_metrics
 from minisd.train.stages import train
@@ -156,6 +158,29 @@ def test_a_memory_that_is_full_says_when_it_began():
         "memorising began at step 2: since then the error on held-out pictures has risen from 0.4 to 0.45, while that "
         "on the learnt ones fell from 0.3 to 0.2")
     assert personal.memorising(told[:2]) is None and personal.memorising([]) is None
+
+
+def test_broken_pictures_masks_and_sizes_of_several_shapes(recipe, tmp_path):
+    """The core's ways with data are every method's: one picture is broken, one wide, one has a mask."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, size in (("a", (240, 64)), ("b", (90, 90)), ("c", (90, 90))):
+        Image.new("RGB", size, "red").save(data / f"{name}.png")
+    (data / "broken.png").write_bytes(b"no picture")
+    mask = Image.new("L", (90, 90))
+    mask.paste(255, (0, 0, 45, 90))
+    mask.save(data / "c.mask.png")
+    stage = recipe.stage("dreambooth_lora")
+    stage = replace(stage, data=replace(stage.data, size=128, buckets=4.0, styles=(), masks=True))
+    sd, _ = personal.begin(recipe, stage, tmp_path)
+    task, batches = personal.tuned(recipe, stage, sd, stages.sources(recipe, stage, data), tmp_path)
+    several = [batches([2 * n, 2 * n + 1]) for n in range(6)]
+    assert {tuple(batch.latents.mean.shape[2:]) for batch in several} == {(16, 16), (8, 32)}
+    assert {row.path.name for batch in several for row in batch.rows} == {"a.png", "b.png", "c.png"}
+    assert all(batch.mask.shape[2:] == batch.latents.mean.shape[2:] for batch in several)
+    assert min(batch.mask.mean().item() for batch in several) < 0.9
+    terms = [task.loss(batch, Draws(3, [0, 1]), 0) for batch in several]
+    assert all(term.keys() == {"denoise", "prior"} and all(v.isfinite() for v in term.values()) for term in terms)
 
 
 # --- what is taken home ---
