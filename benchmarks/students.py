@@ -51,6 +51,16 @@ SAMPLES, PICTURES, BATCH, SHOWN = 256, 128, 8, 6
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Measures of pictures; Fréchet distances are of CLIP features."""
+
+    ssim: float                                   # with the teacher's pictures of the same prompts and noise
+    frechet: float                                # to held-out pictures
+    frechet_teacher: float                        # to the teacher's pictures
+    clip_score: float
+
+
+@dataclass(frozen=True)
 class Row:
     """A network beside the teacher, as it is measured."""
 
@@ -61,10 +71,7 @@ class Row:
     error: float                                  # mean squared difference to the teacher's prediction, held-out pairs
     bands: tuple[float, ...]                      # of it, by quarters of the timesteps
     won: tuple[float, float, float] | None        # share of the untrained student's error, and its interval of 95 %
-    ssim: float                                   # with the teacher's pictures
-    frechet: float                                # of CLIP features, to held-out pictures
-    frechet_teacher: float                        # to the teacher's pictures of the same prompts and noise
-    clip_score: float
+    drawn: Drawn | None                           # not of the ablation
     weights: str                                  # beginning of the sha256 of what was measured
     protocol: str
 
@@ -100,19 +107,22 @@ class Course:
         """The exam's: [n, 3, h, w]."""
         return torch.stack(list(map(to_tensor, self.draw(unet, [one.prompt for one in self.exam.questions]))))
 
+    def judged(self, unet: UNet) -> Drawn:
+        drawn = self.drawn if unet is self.exact.unet else self.pictures(unet)
+        seen, wanted = view(self.judge, self.exam, drawn), self.judge.pictures(self.drawn)
+        return Drawn(ssim(drawn, self.drawn).mean().item(), frechet(seen.pictures, self.held_out),
+                     frechet(seen.pictures, wanted), clip_score(seen.cosines).mean().item())
+
     def measured(self, name: str, unet: UNet, weights: str) -> Row:
         after = inspect(self.exact.unet, unet, self.asked)
         before = inspect(self.exact.unet, untrained(self.exact, unet.cfg), self.asked)
         figures = errors(before, after, self.asked.bands)
         mine = [figure.value for figure in figures if figure.what == "student"]
         won = won_back("", before.error, after.error) if unet.cfg != self.exact.unet.cfg else None
-        drawn = self.drawn if unet is self.exact.unet else self.pictures(unet)
-        seen, wanted = view(self.judge, self.exam, drawn), self.judge.pictures(self.drawn)
         return Row(name, parameters(unet.cfg), macs(unet.cfg, tuple(self.asked.x.shape[2:])),
                    milliseconds(unet, self.asked), mine[0], tuple(mine[1:]),
                    None if won is None or won.interval is None else (won.value, *won.interval),
-                   ssim(drawn, self.drawn).mean().item(), frechet(seen.pictures, self.held_out),
-                   frechet(seen.pictures, wanted), clip_score(seen.cosines).mean().item(), weights, self.hash)
+                   None if name.startswith(f"{ABLATED}-") else self.judged(unet), weights, self.hash)
 
 
 def untrained(sd: StableDiffusion, cfg: UNetConfig) -> UNet:
@@ -161,37 +171,52 @@ def main() -> None:
 
 def kept(path: Path) -> list[Row]:
     """Rows of an earlier run."""
-    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]] if path.is_file() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return [Row(**row | {"drawn": row["drawn"] and Drawn(**row["drawn"])}) for row in rows]
 
 
-HEAD = ("UNet", "parameters", "GMACs", "ms", "error", "won back", "SSIM", "Fréchet", "won back", "to the teacher's",
-        "CLIP score")
+HEAD = ("UNet", "parameters", "GMACs", "ms", "error", "won back")
+DRAWN = ("SSIM", "Fréchet, real", "won back", "Fréchet, teacher's", "won back", "CLIP score")
 
 
 def table(rows: dict[str, Row], names: Sequence[str]) -> str:
     """Markdown: the teacher, and every student below itself untrained."""
     shown = [rows["teacher"]]
     for name in (name for name in names if name in rows):
-        before = before_of(rows, rows[name])
-        shown += [row for row in (before, rows[name]) if row not in shown]
-    rule = "|".join(["---"] + ["---:"] * (len(HEAD) - 1))
-    return "\n".join([f"| {' | '.join(HEAD)} |", f"|{rule}|", *(line(rows, row) for row in shown)])
+        shown += [row for row in (before_of(rows, rows[name]), rows[name]) if row is not None and row not in shown]
+    if any(rows[name].drawn is None for name in names if name in rows):
+        shown = [replace(row, drawn=None) for row in shown]
+    head = HEAD if shown[-1].drawn is None else HEAD + DRAWN
+    rule = "|".join(["---"] + ["---:"] * (len(head) - 1))
+    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}|", *(line(rows, row) for row in shown)])
 
 
-def before_of(rows: dict[str, Row], row: Row) -> Row:
-    """The same network untrained."""
+def before_of(rows: dict[str, Row], row: Row) -> Row | None:
+    """The same network untrained, of a student."""
+    if row.name == "teacher" or row.name.startswith("without"):
+        return None
     return next(one for one in rows.values() if one.name.startswith("without") and one.parameters == row.parameters)
 
 
 def line(rows: dict[str, Row], row: Row) -> str:
-    won = cost = ""
-    if row.won is not None and not row.name.startswith("without"):
-        before, best = before_of(rows, row), rows["teacher"].frechet
-        won = f"**{row.won[0]:.0%}** ({row.won[1]:.0%} to {row.won[2]:.0%})"
-        cost = f"**{(before.frechet - row.frechet) / (before.frechet - best):.0%}**"
-    cells = (row.name, f"{row.parameters:,}", f"{row.macs / 1e9:.3f}", f"{row.milliseconds:.1f}", f"{row.error:.4f}",
-             won, f"{row.ssim:.3f}", f"{row.frechet:.4f}", cost, f"{row.frechet_teacher:.4f}", f"{row.clip_score:.3f}")
+    cells = [row.name, f"{row.parameters:,}", f"{row.macs / 1e9:.3f}", f"{row.milliseconds:.1f}", f"{row.error:.4f}"]
+    if (before := before_of(rows, row)) and row.won is not None:
+        cells.append(f"**{row.won[0]:.0%}** ({row.won[1]:.0%} to {row.won[2]:.0%})")
+    else:
+        cells.append("")
+    if row.drawn is not None:
+        cells += [f"{row.drawn.ssim:.3f}", f"{row.drawn.frechet:.4f}", won_of(rows["teacher"], before, row, "frechet"),
+                  f"{row.drawn.frechet_teacher:.4f}", won_of(rows["teacher"], before, row, "frechet_teacher"),
+                  f"{row.drawn.clip_score:.3f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def won_of(teacher: Row, before: Row | None, row: Row, name: str) -> str:
+    """The share of what the surgery added to a distance that is gone again."""
+    if before is None:
+        return ""
+    best, worst, found = (vars(one.drawn)[name] for one in (teacher, before, row))
+    return f"**{(worst - found) / (worst - best):.0%}**"
 
 
 def grid(course: Course, runs: Path) -> Image.Image:
