@@ -14,23 +14,36 @@ BLACK, GREY = (0, 0, 0), (222, 222, 222)
 WIDTH, HEIGHT = 560, 440                          # of a panel's inside
 LEFT, TOP, GAP, LINE, LEGEND = 64, 36, 24, 20, 200
 LETTERS, DOT = 14, 4                              # pixels
+NEAREST = 1e-4                                    # what is nearer to a panel's limit is drawn as if it were no nearer
 Curve = Sequence[tuple[float, float]]             # x > 0 rising, y
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure of every curve, over an x that is drawn in logarithms."""
+    """One measure of every curve, over an x that is drawn in logarithms; of a y with a limit, its distance is, too."""
 
     title: str
     x: str
     curves: Mapping[str, Curve]
+    limit: float | None = None                    # above every y, such as the 1 of SSIM
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Lowest and highest x and y of all points; never of no width."""
         points = [point for curve in self.curves.values() for point in curve]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         return min(xs), max(max(xs), min(xs) * 1.01), min(ys), max(max(ys), min(ys) + 1e-6)
+
+    def height(self, y: float) -> float:
+        """What is even on the paper."""
+        return y if self.limit is None else -math.log(max(self.limit - y, NEAREST))
+
+    def lines(self) -> list[float]:
+        """The values of y that the grid shows."""
+        _, _, low, high = self.bounds()
+        if self.limit is None:
+            return ticks(low, high)
+        return [self.limit - distance for distance in powers(max(self.limit - high, NEAREST), self.limit - low)]
 
 
 def curves(panels: Sequence[Panel]) -> Image.Image:
@@ -70,7 +83,8 @@ def powers(low: float, high: float) -> list[float]:
     """1, 2 and 5 times the powers of ten in a range."""
     found: list[float] = []
     for power in counting(math.floor(math.log10(low))):
-        found += [x for x in (10.0 ** power, 2 * 10.0 ** power, 5 * 10.0 ** power) if low <= x <= high]
+        found += [x for x in (10.0 ** power, 2 * 10.0 ** power, 5 * 10.0 ** power)
+                  if low * (1 - 1e-9) <= x <= high * (1 + 1e-9)]
         if 10.0 ** power > high:
             return found
     return found
@@ -81,9 +95,10 @@ def _panel(draw: ImageDraw.ImageDraw, panel: Panel, left: int, looks: Mapping[st
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = math.log(x / x_low) / math.log(x_high / x_low)
-        return left + across * WIDTH, TOP + HEIGHT * (y_high - y) / (y_high - y_low)
+        down = (panel.height(y_high) - panel.height(y)) / (panel.height(y_high) - panel.height(y_low))
+        return left + across * WIDTH, TOP + HEIGHT * down
 
-    for y in ticks(y_low, y_high):
+    for y in panel.lines():
         draw.line([at(x_low, y), at(x_high, y)], fill=GREY)
         _text(draw, left - 6, at(x_low, y)[1], f"{y:.6g}", "rm")
     for x in powers(x_low, x_high):

@@ -121,11 +121,11 @@ def write(folder: Path, rows: Sequence[Row], protocol: dict[str, Any]) -> None:
 
 def plot(rows: Sequence[Row]) -> Image.Image:
     """SSIM to the converged picture and to Euler's, and BRISQUE where it is known, over calls of the network."""
-    panels = (("SSIM to the converged picture", "ssim_converged"), ("SSIM to Euler's at 40 steps", "ssim_euler"),
-              ("BRISQUE (less is better)", "brisque"))
+    panels = (("SSIM to the converged picture", "ssim_converged", 1.0),
+              ("SSIM to Euler's at 40 steps", "ssim_euler", 1.0), ("BRISQUE (less is better)", "brisque", None))
     names = list(dict.fromkeys(row.sampler for row in rows))
-    return curves([Panel(title, "calls of the network", {name: _curve(rows, name, measure) for name in names})
-                   for title, measure in panels])
+    return curves([Panel(title, "calls of the network", {name: _curve(rows, name, measure) for name in names}, limit)
+                   for title, measure, limit in panels])
 
 
 def _curve(rows: Sequence[Row], name: str, measure: str) -> list[tuple[float, float]]:

@@ -51,3 +51,13 @@ def test_the_grid_is_of_plain_numbers() -> None:
     assert powers(4, 159) == [5, 10, 20, 50, 100] and powers(0.02, 1.0) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5, 1])
     for low, high in itertools.product((-3.0, 0.1, 0.77), (1.0, 4.321, 99.0, 1e5)):
         assert 3 <= len(ticks(low, high)) <= 8 and low <= min(ticks(low, high)) <= max(ticks(low, high)) <= high
+
+
+def test_what_comes_near_a_limit_is_spread_out() -> None:
+    panel = Panel("a", "calls", {"one": [(1.0, 0.9), (10.0, 0.99), (100.0, 0.999)]}, limit=1.0)
+    assert panel.lines() == pytest.approx([0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9])
+    assert panel.height(0.99) - panel.height(0.9) == pytest.approx(panel.height(0.999) - panel.height(0.99))
+    assert panel.height(1.0) == panel.height(0.99999)
+    drawn = shown(curves([panel]), colours(1)[0])
+    middle = drawn[np.abs(drawn[:, 1] - WIDTH / 2) <= 1]
+    assert np.abs(middle[:, 0] - HEIGHT / 2).max() <= 5

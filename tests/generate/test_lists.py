@@ -72,6 +72,25 @@ def test_two_processes_draw_what_one_would(model, draw, out, prompts, tmp_path) 
     assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == 15 and min(map(len, halves)) >= 6
 
 
+@pytest.mark.slow
+def test_torchrun_draws_what_one_process_would_and_goes_on(model, draw, out, prompts, tmp_path) -> None:
+    assert draw("--prompts", str(prompts), *ARGS) == 0
+    shared = tmp_path / "shared"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "minisd.generate", "--prompts", str(prompts), *ARGS, "--model", model, "--out", str(shared),
+               "--device", "cpu"]
+    first = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240)
+    assert first.returncode == 0 and files(shared) == files(out), first.stderr[-2000:]
+    names = [line for line in first.stdout.splitlines() if line.endswith(".png")]
+    assert len(names) == len(set(names)) == 15           # each was drawn by one process
+    (shared / "00004-5.png").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
+    again = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240)
+    assert again.returncode == 0 and files(shared) == files(out), again.stderr[-2000:]
+    after = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
+    assert before.items() <= after.items() and len(after) == 15
+
+
 def test_processes_say_who_they_are(model, out, prompts) -> None:
     told = processes(2, model, out, "--prompts", str(prompts), "--sampler", "eular")
     assert all(code == 2 and said.startswith(f"rank {n}: no sampler") for n, (code, _, said) in enumerate(told))
