@@ -12,7 +12,17 @@ from minisd.config import ModelConfig
 from minisd.errors import MinisdError
 from weights_convert import configs, vocabulary
 from weights_convert.mapped import Seen
-from weights_convert.model import HF_TEXT, Model, Part, own_configs, recognised, restored, structured, with_parts
+from weights_convert.model import (
+    HF_TEXT,
+    Model,
+    Part,
+    own_configs,
+    parsed,
+    recognised,
+    restored,
+    structured,
+    with_parts,
+)
 from weights_convert.read import read_file
 
 CONFIG, DEFAULTS, INDEX, LEFT_OUT = "config.json", "defaults", "model_index.json", "left_out.safetensors"
@@ -134,10 +144,8 @@ def read_json(path: Path) -> configs.Json:
     """A JSON object, of bearable size."""
     try:
         with path.open("rb") as file:
-            data = json.loads(file.read(LARGEST_JSON))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MinisdError("a part of the model is missing, or its JSON cannot be read", str(path), str(error)[:200],
+            text = file.read(LARGEST_JSON)
+    except OSError as error:
+        raise MinisdError("a part of the model is missing, or cannot be read", str(path), str(error)[:200],
                           "copy the whole folder") from error
-    if not isinstance(data, dict):
-        raise MinisdError("not a JSON object", str(path))
-    return data
+    return parsed(text, str(path), "copy the whole folder")

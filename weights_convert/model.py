@@ -1,5 +1,6 @@
 """A checkpoint that was understood: its parts, each with config, dialect and tensors, not yet translated."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from weights_convert.translate import from_ours, to_ours
 
 HF_TEXT, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 BASE_SIZE = {"epsilon": 512, "v": 768}            # pixels of the SD2.x models that predict so
+STATED = "minisd.config"                          # in the metadata of files that we write
 T = TypeVar("T")
 PENULTIMATE = 24  # layers of OpenCLIP's ViT-H, whose last one SD2 leaves out
 
@@ -161,6 +163,23 @@ def with_parts(model: Model) -> Model:
     cfg = replace(model.cfg, unet=told.get("unet", told.get("controlnet", model.cfg.unet)),
                   vae=told.get("vae", model.cfg.vae), text=texts or model.cfg.text)
     return replace(model, cfg=cfg, predicts="unet" not in told or not cfg.unet.linear_proj or bool(cfg.unet.label_dim))
+
+
+def parsed(text: str | bytes, where: str, remedy: str = "") -> dict[str, Any]:
+    """A stranger's JSON object, of which nothing else is believed yet."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MinisdError("the JSON cannot be read", where, str(error)[:200], remedy) from error
+    if not isinstance(data, dict):
+        raise MinisdError("not a JSON object", where, remedy=remedy)
+    return data
+
+
+def stated(metadata: Mapping[str, str], where: str) -> ModelConfig | None:
+    """The config of the model in a file of ours."""
+    told = parsed(metadata[STATED], f"{where}: {STATED} in its metadata") if STATED in metadata else None
+    return told if told is None else structured(ModelConfig, told, where)
 
 
 def structured(cls: type[T], told: Any, where: str) -> T:

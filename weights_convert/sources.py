@@ -1,6 +1,5 @@
 """Checkpoints as they are found, recognised by their contents: files here, folders in `folders`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,9 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.errors import USAGE, MinisdError
 from weights_convert import folders
-from weights_convert.model import HF_TEXT, Model, own_configs, recognised, structured, with_parts
+from weights_convert.model import HF_TEXT, Model, own_configs, recognised, stated, with_parts
 from weights_convert.read import read_file
 
-STATED = "minisd.config"                          # in the metadata of single files that we write
 PREDICTS = ("modelspec.prediction_type", "modelspec.predict_key")  # in those of kohya's trainers, and of ComfyUI
 V_KEY = "v_pred"                                  # an empty tensor in ComfyUI's files of models that predict v
 PREFIXES = {
@@ -88,13 +86,9 @@ def averaged(unet: Mapping[str, Tensor], copies: Mapping[str, Tensor], where: st
 
 def as_stated(model: Model, metadata: Mapping[str, str]) -> Model:
     """The configs that a file of ours states, which know more than shapes; of others, what the shapes say."""
-    if STATED not in metadata:
+    if (cfg := stated(metadata, model.where)) is None:
         predicts = "v" if V_KEY in model.left_out else next(filter(None, map(metadata.get, PREDICTS)), None)
         return with_parts(model).predicting(predicts if predicts in ("epsilon", "v") else None)
-    try:
-        cfg = structured(ModelConfig, json.loads(metadata[STATED]), model.where)
-    except (ValueError, RecursionError) as error:
-        raise MinisdError(f"{STATED} in its metadata is not JSON", model.where, str(error)[:200]) from error
     own = own_configs(cfg)
     parts = {name: replace(part, cfg=own.get(name, part.cfg)) for name, part in model.parts.items()}
     return replace(model, parts=parts, cfg=cfg)

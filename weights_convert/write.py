@@ -17,8 +17,8 @@ from weights_convert import configs, vocabulary
 from weights_convert.folders import CONFIG, INDEX, LEFT_OUT, native_json
 from weights_convert.limits import DTYPES
 from weights_convert.mapped import Seen
-from weights_convert.model import HF_TEXT, Model, Part, set_aside
-from weights_convert.sources import PREFIXES, STATED
+from weights_convert.model import HF_TEXT, STATED, Model, Part, set_aside
+from weights_convert.sources import PREFIXES
 from weights_convert.translate import from_ours
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -1,6 +1,5 @@
 """LoRA files in: every dialect is recognised by its keys, and every key must find its module."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from minisd.errors import NUMERICAL, MinisdError
 from weights_convert.folders import read_json
 from weights_convert.lora.adapter import Adapter, Entry, Kind, Place
 from weights_convert.lora.names import DIFFUSERS, FAMILIES, modules, numbered, spellings
-from weights_convert.model import structured
+from weights_convert.model import parsed, stated
 from weights_convert.read import read_file
 
-CFG = "minisd.config"                             # in the metadata of files that we write
 BESIDE = "lora_adapter_metadata"                  # in the metadata of those that diffusers writes
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # What a key ends with: the dialect that writes it so, the kind of adapter, and the tensor's role.
@@ -158,22 +156,6 @@ def check(entry: Entry, stem: str, where: str) -> None:
     except RuntimeError as error:
         shapes = ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in entry.tensors.items())
         raise MinisdError(f"the tensors of {stem} do not fit together", where, shapes) from error
-
-
-def stated(metadata: Mapping[str, str], where: str) -> ModelConfig | None:
-    """The config of the model that a file of ours says it belongs to."""
-    return structured(ModelConfig, parsed(metadata[CFG], where), where) if CFG in metadata else None
-
-
-def parsed(text: str, where: str) -> dict[str, Any]:
-    """A JSON object, of which nothing else is believed yet."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MinisdError("what the LoRA says of itself is not JSON", where, str(error)[:200]) from error
-    if not isinstance(data, dict):
-        raise MinisdError("what the LoRA says of itself is not a JSON object", where)
-    return data
 
 
 def alphas_of(metadata: Mapping[str, str], peft: Mapping[str, Any], cfg: ModelConfig, where: str) -> dict[Place, float]:

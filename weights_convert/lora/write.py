@@ -13,7 +13,8 @@ from torch import Tensor
 from minisd.errors import USAGE, MinisdError
 from weights_convert.lora.adapter import Adapter, Entry, Place
 from weights_convert.lora.names import DIFFUSERS, KOHYA, PEFT, Module, modules, numbered
-from weights_convert.lora.read import BESIDE, CFG, PEFT_FILES, PROCESSORS, SHOWN
+from weights_convert.lora.read import BESIDE, PEFT_FILES, PROCESSORS, SHOWN
+from weights_convert.model import STATED
 from weights_convert.tables import clip
 from weights_convert.write import new, pretty, put, save_file
 
@@ -32,7 +33,7 @@ def write_adapter(adapter: Adapter, target: Path, dialect: str = "kohya", dtype:
     make: Callable[[Adapter, Mapping[Place, Module]], tuple[Named, dict[str, str]]] = WRITERS[dialect]
     tensors, metadata = make(adapter, named)
     described = {key: value for key, value in adapter.metadata.items() if key.startswith(tuple(UNSUNG))}
-    metadata = {"format": "pt", CFG: json.dumps(asdict(adapter.cfg)), **specified(adapter), **described, **metadata}
+    metadata = {"format": "pt", STATED: json.dumps(asdict(adapter.cfg)), **specified(adapter), **described, **metadata}
     with new(target) as path:
         if dialect != "peft":
             save_file(path, tensors | dict(adapter.embeddings), metadata, dtype)
