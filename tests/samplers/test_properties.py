@@ -91,7 +91,7 @@ def test_walks_of_up_to_100_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", [f"{method.names[0]} {method.spacing}" for method in METHODS])
 def test_walks_of_very_many_steps(name: str) -> None:
-    for n in (499, 500, 501, 999, 1000):
+    for n in (500, 501, 1000):                    # 2, 0 and 1 left over of groups of three
         check_walk(sampler(name), n)
 
 
