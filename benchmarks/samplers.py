@@ -61,12 +61,20 @@ def beside_k_diffusion() -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| method | reference | walks | worst, float64 | worst, ours in float32 | worst, reference as it is |",
-             "|---|---|---:|---:|---:|---:|"]
-    for row in rows:
-        numbers = " | ".join("" if math.isnan(x) else f"{x:.1e}" for x in row[3:])
-        lines.append(f"| {row.method} | {row.reference} | {row.walks} | {numbers} |")
+    """A line for each method, with what is known of it from either reference."""
+    names = list(dict.fromkeys(row.reference for row in rows))
+    head = [f"{names[0]}: walks, float64, ours in float32", *(f"{name}: walks, float64" for name in names[1:])]
+    lines = [f"| method | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+    for method in dict.fromkeys(row.method for row in rows):
+        found = {row.reference: row for row in rows if row.method == method}
+        lines.append(f"| {method} | {' | '.join(cell(found.get(name)) for name in names)} |")
     return "\n".join(lines)
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    return ", ".join([str(row.walks), *(f"{x:.1e}" for x in (row.float64, row.float32) if not math.isnan(x))])
 
 
 def main() -> None:
