@@ -12,6 +12,7 @@ from minisd.clip import CLIPText
 from minisd.config import ModelConfig
 from minisd.drawing import Drawing
 from minisd.errors import NUMERICAL, MinisdError
+from minisd.fast.eightbit import is_small
 from minisd.fast.onednn import dense
 from minisd.samplers.denoiser import Conditioning
 from minisd.text import tell
@@ -40,6 +41,11 @@ class Models:
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
+
+    @property
+    def precision(self) -> str:
+        """What the UNet's weights are kept in: the name that gives the same model again when it is loaded."""
+        return "int8" if is_small(self.unet) else name_of(self.dtype)
 
     def tell(self, prompts: Sequence[str], steps: int) -> list[Conditioning]:
         """What prompts that are compared with each other say in each step, through every text encoder."""

@@ -24,6 +24,7 @@ from minisd.config import ModelConfig
 from minisd.devices import pick_device, pick_dtype
 from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
+from minisd.fast.eightbit import eight_bit
 from minisd.files import fresh
 from minisd.pipeline import StableDiffusion
 from minisd.unet import UNet
@@ -110,11 +111,13 @@ def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto"
     """A model ready to draw: an embedded one by its name, a folder of ours or of diffusers, or a single file.
 
     `prediction` and `ema` are for single files that do not say what their UNet predicts, or hold EMA copies beside
-    the weights. See `devices` for what `auto` chooses.
+    the weights. See `devices` for what `auto` chooses. The dtype "int8" keeps the weights of UNet and text encoders in
+    8 bits, and computes as `auto` does.
     """
     path = find(source)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
+    small, computing = kind == torch.int8, pick_dtype("auto", where) if kind == torch.int8 else kind
     model = open_model(path, prediction, ema)
     model.must_be_drawable()
     model.must_be_decided()
@@ -122,8 +125,11 @@ def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto"
     known = {name: build for name, build in parts(cfg).items() if name != "vision"}
     tensors = _tensors(model, known)
     del model                                     # a mapping of a file goes with the last of its tensors
-    modules = {name: _filled(build, tensors[name], f"{path}: {name}", where, kind).requires_grad_(False)
+    modules = {name: _filled(build, tensors[name], f"{path}: {name}", where,
+                             None if small and name != "vae" else computing).requires_grad_(False)
                for name, build in known.items()}
+    for name in modules.keys() - {"vae"} if small else ():
+        eight_bit(modules[name], computing)
     text = tuple(cast(CLIPText, module) for name, module in modules.items() if name.startswith("text"))
     return StableDiffusion(cfg, cast(UNet, modules["unet"]), cast(VAE, modules["vae"]), text, defaults, path.name)
 
@@ -140,7 +146,7 @@ def _tensors(model: Model, names: Collection[str]) -> dict[str, dict[str, Tensor
 
 
 def _filled(build: Callable[[], nn.Module], tensors: dict[str, Tensor], whose: str, device: torch.device,
-            dtype: torch.dtype) -> nn.Module:
+            dtype: torch.dtype | None) -> nn.Module:
     """A model of these tensors: as they lie in their file where device and dtype are as wanted, else copied.
 
     They are taken out one by one, in the order in which they lie in memory, so that mappings go as they are copied.
@@ -148,7 +154,7 @@ def _filled(build: Callable[[], nn.Module], tensors: dict[str, Tensor], whose: s
     module, made = _empty(build), {}
     _check_fit(tensors, module, whose)
     for key in sorted(tensors, key=lambda key: tensors[key].data_ptr()):
-        made[key] = tensors.pop(key).to(device, dtype)
+        made[key] = tensors.pop(key).to(device=device, dtype=dtype)
     module.load_state_dict(made, assign=True)
     return module.eval()
 

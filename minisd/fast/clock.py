@@ -4,7 +4,7 @@ What a module does itself is its own; what the modules in it do is theirs. So `A
 queries, keys and values alone, and `ResBlock` for its activations and sums.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -36,7 +36,7 @@ class Clock:
 
     def __init__(self, start: float | None = None):
         self.start = self.last = perf_counter() if start is None else start
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.calls: Counter[tuple[str, str]] = Counter()
         self.within: list[str] = []               # the modules that are being computed, the network first
 

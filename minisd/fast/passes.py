@@ -12,6 +12,7 @@ from torch import nn
 
 from minisd.fast.attention import ChunkedAttention, worthwhile
 from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv2d
+from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
@@ -64,12 +65,17 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 
 def plain(model: M) -> M:
-    """The model as it was, to train or to attach something to; weights keep their bits, and convolutions the layout."""
+    """The model as it was, to train or to attach something to; weights keep their bits, and convolutions the layout.
+
+    Those in 8 bits are in full size again, rounded as they are.
+    """
     with torch.inference_mode(False):
         for module in model.modules():
             kind = type(module)
             if kind in PACKED:
                 unpack(cast(nn.Conv2d, module))
+            if kind in FULL:
+                swell(cast(Eight, module))
             if kind in PLAIN:
                 module.__class__ = PLAIN[kind]
     return model

@@ -86,9 +86,8 @@ class Easel:
         for picture, order in zip(pictures, group, strict=True):
             if not order.written:
                 continue
-            dtype = str(self.sd.dtype).removeprefix("torch.")
-            drawn = metadata.Drawn(order.drawing, self.sd.name, self.sha256, self.sd.device.type, dtype, len(group),
-                                   __version__)
+            drawn = metadata.Drawn(order.drawing, self.sd.name, self.sha256, self.sd.device.type, self.sd.precision,
+                                   len(group), __version__)
             label = str(order.drawing.seed)
             path = images.write_png(picture, self.out, label, metadata.chunks(drawn), order.number)
             tqdm.write(str(path), file=sys.stdout)

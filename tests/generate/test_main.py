@@ -200,3 +200,10 @@ def test_where_the_time_went(draw: Draw, out: Path, capsys: pytest.CaptureFixtur
     table = {line[:32].strip(): line[32:].split() for line in said.err.splitlines() if "%" in line}
     assert table["UNet"][0] == "3" and table["Decoder"][0] == "1"
     assert {"CLIPText", "Conv2d", "Linear", "Attention"} <= table.keys() and "s in all" in said.err
+
+
+def test_weights_in_8_bits_are_remembered(draw: Draw, out: Path) -> None:
+    assert draw("a", "--steps", "2", "--dtype", "int8") == 0
+    assert metadata.read_drawn(out / "00001-0.png").dtype == "int8"
+    assert draw("--from-image", str(out / "00001-0.png")) == 0
+    assert same(out / "00001-0.png", out / "00002-0.png")
