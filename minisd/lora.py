@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.fast.onednn import inferring, product, serves
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -26,7 +28,7 @@ class Side(nn.Module):
         raise NotImplementedError
 
     def add_linear(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., out] and the side path's answer to x [..., in]."""
+        """y [..., out], which is the host's to write over, and the side path's answer to x [..., in]."""
         return y + self.strength.to(y.dtype) * F.linear(x, self.delta())
 
     def add_conv(self, y: Tensor, x: Tensor, host: nn.Conv2d) -> Tensor:
@@ -61,8 +63,10 @@ class LowRank(Side):
         return self.scale * (up @ self.down.flatten(1)).unflatten(1, self.down.shape[1:])
 
     def add_linear(self, y: Tensor, x: Tensor) -> Tensor:
-        h = F.linear(x, self.down) * (self.strength * self.scale).to(x.dtype)   # the small tensor bears the scale
-        return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), self.up.T.to(h.dtype)).view(y.shape)
+        narrow = product if inferring() and serves(self.down) else F.linear
+        h = narrow(x, self.down) * (self.strength * self.scale).to(x.dtype)      # the small tensor bears the scale
+        y.view(-1, y.shape[-1]).addmm_(h.view(-1, self.rank), self.up.T.to(h.dtype))
+        return y
 
     def add_conv(self, y: Tensor, x: Tensor, host: nn.Conv2d) -> Tensor:
         scale = (self.strength * self.scale).to(x.dtype)

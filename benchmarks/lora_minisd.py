@@ -1,0 +1,55 @@
+"""minisd with LoRAs, as its users have them."""
+
+from pathlib import Path
+
+import jobs
+import torch
+from torch import Tensor, nn
+
+import minisd
+from minisd import adapters, attach
+from minisd.fast.passes import quicken
+
+load = minisd.load                                    # the package's names are fetched when they are first used
+
+
+class Contestant:
+    """The model of a folder, and the LoRAs laid beside it."""
+
+    def __init__(self, folder: str, side: int):
+        self.sd, self.merged = load(folder, "cpu", "float32"), None
+        self.inputs = jobs.inputs(self.sd.dtype, side, self.sd.cfg.unet.context_dim)
+
+    def attach(self, file: str) -> None:
+        adapters.add_lora(self.sd, file)
+
+    def detach(self, file: str) -> None:
+        adapters.remove_lora(self.sd, Path(file).stem)
+
+    def wear(self, files: list[str], merged: bool = False) -> None:
+        """These LoRAs and no others."""
+        if self.merged is not None:
+            self.merged.undo()
+            self.merged = None
+        for name in attach.adapters(self.sd.unet):
+            adapters.remove_lora(self.sd, name)
+        for file in files:
+            adapters.add_lora(self.sd, file)
+        if merged:
+            self.merged = adapters.merge_loras(self.sd)
+        quicken(self.sd.unet)
+
+    def unet(self) -> Tensor:
+        return jobs.guide(self.sd.unet(self.inputs.pair, torch.full((2,), float(jobs.TIMESTEP)), self.inputs.context))
+
+    def trained(self, rank: int) -> list[nn.Parameter]:
+        """Those of a new LoRA of this rank on all attentions."""
+        self.sd.unet.to(memory_format=torch.channels_last)
+        spec = attach.LoRASpec("new", rank, rank, ("*_attn.*",))
+        return attach.attach(self.sd.unet, spec, torch.Generator().manual_seed(0))
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.sd.unet(x.contiguous(memory_format=torch.channels_last), t, context)

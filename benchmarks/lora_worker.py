@@ -1,0 +1,92 @@
+"""One library with LoRAs in a process of its own, told by lines of JSON what to do, like `worker.py`."""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from worker import RSS_UNIT, difference
+
+RANK, BATCH = 16, 1                                   # of the training step
+
+
+class Worker:
+    """The commands. Each answers with a dictionary; seconds are of what its name says alone."""
+
+    def __init__(self, library: str, folder: str, side: int):
+        self.model = importlib.import_module(f"lora_{library}").Contestant(folder, side)
+        self.output = torch.empty(0)
+
+    def attach(self, file: str) -> dict[str, Any]:
+        """A file read and laid on; then it is taken off again."""
+        gc.collect()
+        start = perf_counter()
+        self.model.attach(file)
+        seconds = perf_counter() - start
+        self.model.detach(file)
+        return {"seconds": seconds}
+
+    def step(self, files: list[str], merged: bool) -> dict[str, Any]:
+        """The UNet once, on a pair, wearing these LoRAs; once before, as the other library has had the caches."""
+        self.model.wear(files, merged)
+        with torch.inference_mode():
+            self.model.unet()
+            start = perf_counter()
+            self.output = self.model.unet()
+            seconds = perf_counter() - start
+        return {"seconds": seconds}
+
+    def prepare(self) -> dict[str, Any]:
+        """A new LoRA to train."""
+        self.parameters = self.model.trained(RANK)
+        self.optimizer = self.model.optimizer(self.parameters)
+        return {"parameters": sum(parameter.numel() for parameter in self.parameters)}
+
+    def train(self) -> dict[str, Any]:
+        """Prediction, gradients, update."""
+        inputs = self.model.inputs
+        x, context = inputs.latents.expand(BATCH, -1, -1, -1), inputs.context[:BATCH]
+        t = torch.full((BATCH,), 500)
+        start = perf_counter()
+        F.mse_loss(self.model.predict(x, t, context), x).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"seconds": perf_counter() - start}
+
+    def save(self, path: str) -> dict[str, Any]:
+        torch.save(self.output, path)
+        return {}
+
+    def compare(self, path: str) -> dict[str, Any]:
+        return {"difference": difference(self.output, torch.load(path, weights_only=True))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=("minisd", "diffusers"))
+    parser.add_argument("folder")
+    parser.add_argument("side", type=int, help="of the latents")
+    options = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)                                     # whatever the libraries print is no answer
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    worker = Worker(options.library, options.folder, options.side)
+    commands = {"attach": worker.attach, "step": worker.step, "prepare": worker.prepare, "train": worker.train,
+                "save": worker.save, "compare": worker.compare}
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        answer = commands[command](*arguments)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+        print(json.dumps({**answer, "peak": peak}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
