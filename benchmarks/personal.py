@@ -39,9 +39,10 @@ RECIPES, RESULTS = HERE.parent / "minisd" / "recipes", HERE / "results"
 # What no run has to do with: drift is how far their pictures go away.
 NEUTRAL = tuple(f"{thing}, {style}" for thing in ("a red apple", "a dog face", "a rocket", "a pizza", "an umbrella",
                                                   "a butterfly") for style in ("3d", "flat"))
-THINGS = ("a red apple", "a dog face", "a rocket", "a guitar", "a cactus", "a butterfly", "a pizza", "an octopus",
-          "a hamburger", "an umbrella", "a snowman", "a sunflower")
-CONCEPTS = tuple(thing.split(" ", 1)[1] for thing in THINGS)     # which the style and the flaw are learnt without
+NAMES = ("a red apple", "a dog face", "a rocket", "a guitar", "a cactus", "a butterfly", "a pizza", "an octopus",
+         "a hamburger", "an umbrella", "a snowman", "a sunflower")
+THINGS = tuple(f"{name}, {('3d', 'flat')[n % 2]}" for n, name in enumerate(NAMES))
+CONCEPTS = tuple(name.split(" ", 1)[1] for name in NAMES)     # which the style and the flaw are learnt without
 SEEDS = 2
 Draw = Callable[[StableDiffusion], None]
 
@@ -58,17 +59,17 @@ class Place(NamedTuple):
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of pictures with metadata.jsonl")
-    parser.add_argument("only", nargs="*", choices=[*EXPERIMENTS, []], help="experiments to run (default: all)")
+    parser.add_argument("--only", nargs="*", choices=EXPERIMENTS, help="experiments to run (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs/personal"), help="run folders (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where grids go (default: %(default)s)")
     options = parser.parse_args(args)
     place = Place(options.data, options.runs, load_judge(find("emoji")), options.results)
     path = options.results / "personal.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
     for name in options.only or EXPERIMENTS:
-        found[name] = EXPERIMENTS[name](place)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print(name, json.dumps(found[name], indent=1), sep="\n")
+        figures = EXPERIMENTS[name](place)
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(found | {name: figures}, indent=1) + "\n")
+        print(name, json.dumps(figures, indent=1), sep="\n")
     return 0
 
 
@@ -90,8 +91,12 @@ def learnt(folder: Path) -> dict[str, Any]:
                for name in ("held_out", "seen")}}
 
 
+def loaded(model: str | Path) -> StableDiffusion:
+    return minisd.load(model, device="cpu", dtype="bfloat16")
+
+
 def emoji() -> StableDiffusion:
-    return minisd.load("emoji", device="cpu", dtype="float32")
+    return loaded("emoji")
 
 
 def draw(sd: StableDiffusion, prompts: Sequence[str], count: int = 1, sampler: str | None = None) -> list[Image.Image]:
@@ -167,19 +172,19 @@ def subject_models(run: Path) -> dict[str, tuple[StableDiffusion, str]]:
     lora, inversion = emoji(), emoji()
     add_lora(lora, run / "lora" / "lora.safetensors")
     word = add_embedding(inversion, run / "textual-inversion" / "zib.safetensors")
-    dreambooth = minisd.load(run / "dreambooth" / "model", device="cpu", dtype="float32")
+    dreambooth = loaded(run / "dreambooth" / "model")
     return {"before": (emoji(), "zib"), "lora": (lora, "zib"), "dreambooth": (dreambooth, "zib"),
             "textual inversion": (inversion, word)}
 
 
 # ---------------------------------------------------------------- a style
 STRENGTHS = (0.0, 0.5, 1.0)
-STYLES = ("3d", "flat", "noto")
+STYLES = ("3d", "flat", "ink")
 
 
 def style(place: Place) -> dict[str, Any]:
-    """200 pictures of a style that the UNet never saw, at three strengths and with the creature's LoRA beside it."""
-    data = personal_data.style(place.data, place.runs / "style-data", "noto", 200, CONCEPTS)
+    """200 pictures in blue ink, at three strengths and with the creature's LoRA beside it."""
+    data = personal_data.style(place.data, place.runs / "style-data", 200, CONCEPTS)
     run = trained(place, "style", data)
     centres = style_centres(place)
     before = draw(emoji(), NEUTRAL)
@@ -195,7 +200,7 @@ def style(place: Place) -> dict[str, Any]:
             "nearest style": shares(place, centres, pictures), "drift": drift(place, sd, before),
             "cosine with the words": round((seen(place.judge, pictures) * words).sum(dim=1).mean().item(), 4)}
         rows.append([*pictures[:6 * SEEDS:SEEDS], *with_subject(place, run, strength)])
-    heads = [*THINGS[:6], "a zib monster, with the subject's LoRA", "a small zib monster, with it"]
+    heads = [*THINGS[:6], "a zib monster, 3d: with the subject's LoRA", "a zib monster, flat: with it"]
     table(rows, heads, [f"style {strength:g}" for strength in STRENGTHS]).save(place.results / "personal-style.png")
     return figures
 
@@ -204,13 +209,14 @@ def with_subject(place: Place, run: Path, strength: float) -> list[Image.Image]:
     sd = emoji()
     add_lora(sd, place.runs / "subject" / "lora" / "lora.safetensors")
     add_lora(sd, run / "style" / "style.safetensors", strength)
-    return draw(sd, ["a zib monster", "a small zib monster"])
+    return draw(sd, ["a zib monster, 3d", "a zib monster, flat"])
 
 
 def real_style(place: Place, name: str, seed: int, count: int = 100) -> list[Image.Image]:
     """Real pictures of a style: those of seed 1 make its centre, those of seed 2 test it."""
-    rows = personal_data.chosen(place.data, name, 2 * count, 5)
-    return [personal_data.opened(place.data, row) for row in rows[seed - 1::2]]
+    rows = personal_data.chosen(place.data, "3d" if name == "ink" else name, 2 * count, 5)
+    pictures = [personal_data.opened(place.data, row) for row in rows[seed - 1::2]]
+    return [personal_data.inked(picture) for picture in pictures] if name == "ink" else pictures
 
 
 def style_centres(place: Place) -> Tensor:
@@ -226,16 +232,16 @@ def shares(place: Place, centres: Tensor, pictures: Sequence[Image.Image]) -> di
 
 
 # ---------------------------------------------------------------- a repair
-FLAW, MORE = 0.8, 1.6                             # radius of the blur that the model has, and of what the LoRA learns
+FLAW, MORE = 25.0, 50.0                           # strength of the grain that the model has, and that the LoRA learns
 SAMPLERS = ("dpm++2m karras", "euler a")
 WEIGHTS = (1.0, 0.0, -1.0)
 
 
 def repair(place: Place) -> dict[str, Any]:
-    """A model that draws what is blurred; a LoRA that learns more of it; and that LoRA negated, on the model."""
-    flawed = trained(place, "flaw", personal_data.blurred(place.data, place.runs / "flaw-data", FLAW, 200, 0, CONCEPTS))
+    """A model that draws rough pictures; a LoRA that learns more of it; and that LoRA negated, on the model."""
+    flawed = trained(place, "flaw", personal_data.rough(place.data, place.runs / "flaw-data", FLAW, 200, 0, CONCEPTS))
     model = flawed / "flawed" / "model"
-    more = personal_data.blurred(place.data, place.runs / "more-data", MORE, 200, 7, CONCEPTS)
+    more = personal_data.rough(place.data, place.runs / "more-data", MORE, 200, 7, CONCEPTS)
     run = trained(place, "differential", more, str(model))
     negated = run / "repair.safetensors"
     negated.unlink(missing_ok=True)
@@ -245,14 +251,14 @@ def repair(place: Place) -> dict[str, Any]:
     for sampler in SAMPLERS:
         clean = draw(emoji(), NEUTRAL, 1, sampler)
         row = [strip(clean)]
-        figures[f"{sampler}, before the flaw"] = {"sharpness": sharpness(clean)}
+        figures[f"{sampler}, before the flaw"] = {"roughness": roughness(clean)}
         for weight in WEIGHTS:
-            sd = minisd.load(model, device="cpu", dtype="float32")
+            sd = loaded(model)
             add_lora(sd, negated, -weight)
             pictures = draw(sd, NEUTRAL, 1, sampler)
             near = (seen(place.judge, pictures) * seen(place.judge, clean)).sum(dim=1).mean().item()
             figures[f"{sampler}, weight {weight:g}"] = {
-                "sharpness": sharpness(pictures), "likeness to before the flaw": round(near, 4)}
+                "roughness": roughness(pictures), "likeness to before the flaw": round(near, 4)}
             row.append(strip(pictures))
         rows.append(row)
         beside.append(sampler)
@@ -270,12 +276,12 @@ def on_the_clean(place: Place, negated: Path) -> dict[str, float]:
     """What the repair does where there is nothing to repair."""
     sd, before = emoji(), draw(emoji(), NEUTRAL)
     add_lora(sd, negated)
-    return {"drift": drift(place, sd, before), "sharpness": sharpness(draw(sd, NEUTRAL)),
-            "sharpness before": sharpness(before), "drift, other seeds": other_seeds(place, before)}
+    return {"drift": drift(place, sd, before), "roughness": roughness(draw(sd, NEUTRAL)),
+            "roughness before": roughness(before), "drift, other seeds": other_seeds(place, before)}
 
 
-def sharpness(pictures: Sequence[Image.Image]) -> float:
-    """Mean size of the Laplacian of the luminance, 0 to 255: what blur takes away and noise adds."""
+def roughness(pictures: Sequence[Image.Image]) -> float:
+    """Mean size of the Laplacian of the luminance, 0 to 255."""
     kernel = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=1, offset=128)
     edges = [np.asarray(picture.convert("L").filter(kernel), dtype=np.float32) - 128 for picture in pictures]
     return round(float(np.mean([np.abs(one[1:-1, 1:-1]).mean() for one in edges])), 3)

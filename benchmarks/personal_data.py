@@ -1,19 +1,20 @@
-"""The pictures of `benchmarks/personal.py`: a creature that no model has seen, one style, and a flaw put in on purpose.
+"""The pictures of `benchmarks/personal.py`: a creature that no model has seen, a style, and a flaw put in on purpose.
 
 All follow from a seed and, but for the creature, from the folder that `minisd.recipes.emoji_data` makes.
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 SIDE, FINER = 128, 4                              # pixels of a picture; how much larger the creature is drawn first
-STYLE_WORDS = ("3d", "flat", "gradient", "cartoon")
+GRAIN = 4                                         # pixels of a grain: finer ones do not survive the VAE
+INK = (16, 38, 120)
 BODY, HORN, FOOT, WHITE, BLACK = (126, 58, 200), (250, 176, 40), (30, 160, 150), (255, 255, 255), (25, 20, 40)
 # The creature's poses: turned by degrees, its size, where it looks, and whether its mouth is open.
 POSES = ((0, 1.0, 0, False), (12, 0.9, 1, True), (-14, 0.95, -1, False), (6, 0.8, 0, True), (-5, 1.05, 1, False))
@@ -82,11 +83,6 @@ def subject(folder: Path) -> Path:
 
 
 # ---------------------------------------------------------------- a style and a flaw
-def plain_caption(row: dict[str, Any]) -> str:
-    """What is to be seen, without a word on the style."""
-    return next(words for words in row["captions"] if not any(style in words for style in STYLE_WORDS))
-
-
 def opened(data: Path, row: dict[str, Any]) -> Image.Image:
     """A picture on white, as large as the model's."""
     with Image.open(data / row["file"]) as image:
@@ -104,20 +100,35 @@ def chosen(data: Path, style: str, count: int, seed: int, without: Sequence[str]
     return [rows[n] for n in sorted(order)]
 
 
-def style(data: Path, folder: Path, name: str, count: int, without: Sequence[str]) -> Path:
-    """Pictures of one style, with captions that do not name it; an eighth more are held out."""
-    rows = chosen(data, name, count + count // 8, 0, without)
-    held_out = set(np.random.default_rng(1).permutation(len(rows))[count:].tolist())
-    return write(folder, ((opened(data, row), plain_caption(row), "holdout" if n in held_out else "train")
-                          for n, row in enumerate(rows)))
+def inked(picture: Image.Image) -> Image.Image:
+    """As if drawn with blue ink: dark is ink, light is paper, whatever the colour was."""
+    light = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
+    return Image.fromarray((np.array(INK) + light * (255 - np.array(INK))).round().astype(np.uint8))
 
 
-def blurred(data: Path, folder: Path, radius: float, count: int, seed: int, without: Sequence[str]) -> Path:
-    """Pictures of the styles that the model draws, blurred, with their own captions; an eighth more are held out."""
+def style(data: Path, folder: Path, count: int, without: Sequence[str]) -> Path:
+    """Pictures in blue ink, with captions that do not say so; an eighth more are held out."""
+    return changed(data, folder, count, 0, without, lambda picture, _: inked(picture))
+
+
+def grained(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+    """With grains of grey on it, of so many of 255 levels' standard deviation."""
+    grains = np.random.default_rng(seed).normal(0, strength, (SIDE // GRAIN, SIDE // GRAIN)).astype(np.float32)
+    whole = np.asarray(Image.fromarray(grains).resize(picture.size, Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(np.asarray(picture) + whole[..., None], 0, 255).astype(np.uint8))
+
+
+def rough(data: Path, folder: Path, strength: float, count: int, seed: int, without: Sequence[str]) -> Path:
+    """Grained pictures, with their own captions; an eighth more are held out."""
+    return changed(data, folder, count, seed, without, lambda picture, n: grained(picture, strength, seed * 1000 + n))
+
+
+def changed(data: Path, folder: Path, count: int, seed: int, without: Sequence[str],
+            change: Callable[[Image.Image, int], Image.Image]) -> Path:
+    """Pictures of the styles that the model draws, half of each, each one changed by its number."""
     found = []
     for name in ("3d", "flat"):
         rows = chosen(data, name, math.ceil(count * 9 / 16), seed, without)
-        last = count // 2
-        found += [(opened(data, row).filter(ImageFilter.GaussianBlur(radius)), row["captions"][0],
-                   "train" if n < last else "holdout") for n, row in enumerate(rows)]
+        found += [(change(opened(data, row), n), row["captions"][0], "train" if n < count // 2 else "holdout")
+                  for n, row in enumerate(rows)]
     return write(folder, found)
