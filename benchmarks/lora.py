@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -105,10 +106,9 @@ def stepped(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any
     seconds: dict[str, dict[str, list[float]]] = {name: {worn: [] for worn in WORN} for name in (OURS, THEIRS)}
     with both(options) as ask:
         for n in range(-1, options.repeats):
-            for name in in_turns([OURS, THEIRS], n):
-                for worn, (names, merged) in WORN.items():
-                    taken = ask[name]("step", [files[one] for one in names], merged)["seconds"]
-                    seconds[name][worn] += [taken] if n >= 0 else []
+            for name, (worn, (names, merged)) in product(in_turns([OURS, THEIRS], n), WORN.items()):
+                taken = ask[name]("step", [files[one] for one in names], merged)["seconds"]
+                seconds[name][worn] += [taken] if n >= 0 else []
         with tempfile.TemporaryDirectory() as folder:
             for name in (OURS, THEIRS):
                 ask[name]("step", list(files.values()), False)
