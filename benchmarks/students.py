@@ -67,7 +67,7 @@ class Row:
     name: str
     parameters: int
     macs: int                                     # of one call for one picture
-    milliseconds: float                           # of the fastest of some calls
+    milliseconds: float                           # of the fastest of some calls; taken again at the end of a run
     error: float                                  # mean squared difference to the teacher's prediction, held-out pairs
     bands: tuple[float, ...]                      # of it, by quarters of the timesteps
     won: tuple[float, float, float] | None        # share of the untrained student's error, and its interval of 95 %
@@ -124,6 +124,12 @@ class Course:
                    None if won is None or won.interval is None else (won.value, *won.interval),
                    None if name.startswith(f"{ABLATED}-") else self.judged(unet), weights, self.hash)
 
+    def times(self, runs: Sequence[Experiment]) -> dict[int, float]:
+        """Milliseconds by the number of parameters, of the teacher and every student, one after the other."""
+        whole = self.exact.unet.cfg
+        cfgs = {whole, *(surgery.student(whole, one.student.remove) for one in runs)}
+        return {parameters(cfg): milliseconds(untrained(self.exact, cfg), self.asked) for cfg in cfgs}
+
 
 def untrained(sd: StableDiffusion, cfg: UNetConfig) -> UNet:
     return surgery.transplant(sd.unet, cfg).requires_grad_(False)
@@ -147,12 +153,15 @@ def main() -> None:
     course = Course(options.data, options.runs / "cache")
     rows = {row.name: row for row in kept(options.out) if row.protocol == course.hash}
 
+    def write() -> None:
+        put(options.out, json.dumps({"protocol": course.protocol, "rows": [asdict(row) for row in rows.values()]},
+                                    indent=1) + "\n")
+
     def measure(name: str, weights: str, unet: UNet) -> None:
         """One row, unless it is there."""
         if name not in rows or rows[name].weights != weights:
             rows[name] = course.measured(name, unet, weights)
-            put(options.out, json.dumps({"protocol": course.protocol, "rows": [asdict(row) for row in rows.values()]},
-                                        indent=1) + "\n")
+            write()
 
     teacher = store.fingerprint(store.find(EMBEDDED))[:16]
     measure("teacher", teacher, course.exact.unet)
@@ -164,6 +173,9 @@ def main() -> None:
         student = store.load(place.out / "model", "cpu", "float32").unet
         measure(f"without {' and '.join(experiment.student.remove)}", teacher, untrained(course.exact, student.cfg))
         measure(experiment.name, store.fingerprint(place.out / "model")[:16], student)
+    times = course.times(experiments())
+    rows = {name: replace(row, milliseconds=times[row.parameters]) for name, row in rows.items()}
+    write()
     print(table(rows, NAMES), table(rows, [f"{ABLATED}-{word}" for word in ABLATION]), sep="\n\n")
     if set(NAMES) <= set(rows):
         grid(course, options.runs).save(options.out.with_suffix(".png"), optimize=True)
