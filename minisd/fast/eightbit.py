@@ -44,20 +44,24 @@ FULL = {small: full for full, small in SMALL.items()}
 def eight_bit(model: nn.Module, dtype: torch.dtype) -> None:
     """Linears and convolutions into 8 bits, all else into dtype, in which it computes.
 
-    In the order in which the weights lie in memory: what lies in a mapped file is let go as it is read.
+    Large weights come last, in the order in which they lie in memory: so what is mapped of a file is let go as it is
+    read, for nothing else lies in it any more.
     """
+    wide = [cast(nn.Linear | nn.Conv2d, module) for module in model.modules() if is_wide(module)]
+    weights = {module.weight for module in wide}
     with torch.inference_mode(False):
-        for module in sorted(model.modules(), key=begin):
-            weight = module._parameters.get("weight")
-            if type(module) in SMALL and weight is not None and min(weight.shape[:2]) >= WIDE:
-                squeeze(cast(nn.Linear | nn.Conv2d, module), dtype)
+        for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+                if parameter not in weights:
+                    setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+        weights.clear()
+        for layer in sorted(wide, key=lambda layer: layer.weight.data_ptr()):
+            squeeze(layer, dtype)
 
 
-def begin(module: nn.Module) -> int:
-    """Where its first parameter lies."""
-    return next((parameter.data_ptr() for parameter in module.parameters(recurse=False)), 0)
+def is_wide(module: nn.Module) -> bool:
+    """Whether it is a layer with a weight worth squeezing."""
+    return type(module) in SMALL and min(cast(nn.Linear | nn.Conv2d, module).weight.shape[:2]) >= WIDE
 
 
 def squeeze(module: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
