@@ -204,10 +204,11 @@ def table(rows: dict[str, Row], names: Sequence[str]) -> str:
 
 
 def before_of(rows: dict[str, Row], row: Row) -> Row | None:
-    """The same network untrained, of a student."""
+    """The same network untrained, of a student; None where it was not measured."""
     if row.name == "teacher" or row.name.startswith("without"):
         return None
-    return next(one for one in rows.values() if one.name.startswith("without") and one.parameters == row.parameters)
+    return next((one for one in rows.values() if one.name.startswith("without")
+                 and one.parameters == row.parameters), None)
 
 
 def line(rows: dict[str, Row], row: Row) -> str:
