@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minisd import files as whole_files
 from minisd import store
 from minisd.config import CLIPVisionConfig
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, USAGE, MinisdError
@@ -157,23 +158,24 @@ def test_another_seed_is_another_run(begun, changed, pictures):
     assert (runs[3] / name).read_bytes() != (runs[4] / name).read_bytes()
 
 
-def test_killed_while_parts_are_exported(begun, changed, pictures, child, whole, monkeypatch):
-    """The model folder holds each part old or new, and the stage puts the rest in place when it is resumed."""
-    recipe = changed("clip", **BETWEEN)
-    for event in range(3):
-        out, calls, rename = begun(str(event)), iter(range(99)), os.replace
+@pytest.mark.parametrize("moved", [False, True])
+def test_killed_while_parts_are_exported(begun, changed, pictures, child, whole, monkeypatch, moved):
+    """The model folder is the old one or the new one, and the stage puts its parts in place when it is resumed."""
+    recipe, out, move = changed("clip", **BETWEEN), begun("cut"), whole_files.move
 
-        def killing(a, b, calls=calls, event=event, rename=rename):
-            if str(b).endswith((".safetensors", "config.json")) and "model" in str(b) and next(calls) == event:
-                kill()
-            rename(a, b)
+    def killing(new, target):
+        if moved:
+            move(new, target)
+        if target == out / "model":
+            kill()
+        move(new, target)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", killing)
-            assert child(lambda out=out: train(recipe, ["clip"], pictures, out, "auto")) == -signal.SIGKILL
-        assert store.load(out / "model").cfg.size == 64
-        train(recipe, ["clip"], pictures, out, "auto")
-        assert files(out / "model", "*") == files(whole("clip") / "model", "*")
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_files, "move", killing)
+        assert child(lambda: train(recipe, ["clip"], pictures, out, "auto")) == -signal.SIGKILL
+    assert store.load(out / "model").cfg.size == 64
+    train(recipe, ["clip"], pictures, out, "auto")
+    assert files(out / "model", "*") == files(whole("clip") / "model", "*")
 
 
 # --- refused and stopped ---
