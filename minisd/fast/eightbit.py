@@ -51,12 +51,17 @@ def eight_bit(model: nn.Module, dtype: torch.dtype) -> None:
     weights = {module.weight for module in wide}
     with torch.inference_mode(False):
         for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter not in weights:
-                    setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+            narrow(module, weights, dtype)
         weights.clear()
         for layer in sorted(wide, key=lambda layer: layer.weight.data_ptr()):
             squeeze(layer, dtype)
+
+
+def narrow(module: nn.Module, wide: set[Tensor], dtype: torch.dtype) -> None:
+    """Its own parameters into dtype, but for the wide ones."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter not in wide:
+            setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
 def is_wide(module: nn.Module) -> bool:
