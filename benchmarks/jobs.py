@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 PROMPT, NEGATIVE = "a red apple on a wooden table, oil on canvas", "blurry, low quality"
-GUIDANCE, STEPS, SEED, TIMESTEP = 7.5, 4, 0, 500
+GUIDANCE, SEED, TIMESTEP = 7.5, 0, 500
+STEPS, MANY = 4, 20                                   # of a picture, and of a long one
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any
 HERE = Path(__file__).parent
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1",
          "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-OURS, THEIRS, TUNED = "minisd", "diffusers", "diffusers channels_last"
+OURS, THEIRS, TUNED = "minisd", "diffusers", "diffusers tuned"
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}           # which minisd asks of the allocator itself
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Row:
     pairs: int = 1                                    # measured pairs per repeat: short jobs need more
     fresh: bool = False
     warm: bool = True                                 # whether each library runs once unmeasured
-    tuned: bool = False                               # whether diffusers is also tried with channels_last
+    tuned: bool = False                               # whether diffusers is also tried with our layout and allocator
+    long: bool = False                                # whether it is only measured when it is asked for
     allowed: float = 0.0                              # difference of the outputs, relative to their deviation
 
 
@@ -112,8 +114,9 @@ class Bench:
         library = name.split()[0]
         command = [sys.executable, str(HERE / "worker.py"), library, str(self.weights / library), row.job, row.dtype,
                    str(self.side), *(["--channels-last"] if name == TUNED else [])]
+        environment = os.environ | QUIET | (LARGE_PAGES if name == TUNED else {})
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   env=os.environ | QUIET)
+                                   env=environment)
         assert process.stdin is not None and process.stdout is not None
 
         def ask(*command: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """diffusers at work, as its users get it: everything by `from_pretrained`, its defaults left alone.
 
-With `channels_last` its UNet and VAE are given that layout, as its own guide to speed advises.
+With `channels_last` its UNet and VAE are given that layout, as its own guide to speed advises; the allocator is set in
+the environment.
 """
 
 import jobs
@@ -36,8 +37,8 @@ class Contestant:
     def vae(self) -> Tensor:
         return self.pipe.vae.decode(self.inputs.latents).sample
 
-    def picture(self) -> Tensor:
+    def picture(self, steps: int = jobs.STEPS) -> Tensor:
         pixels = 8 * self.side
-        image, = self.pipe(jobs.PROMPT, pixels, pixels, num_inference_steps=jobs.STEPS, latents=self.inputs.latents,
+        image, = self.pipe(jobs.PROMPT, pixels, pixels, num_inference_steps=steps, latents=self.inputs.latents,
                            guidance_scale=jobs.GUIDANCE, negative_prompt=jobs.NEGATIVE).images
         return torch.from_numpy(np.array(image))

@@ -36,8 +36,8 @@ class Contestant:
         quicken(self.sd.vae.decoder, packed=False)
         return self.sd.vae.decode(self.inputs.latents)
 
-    def picture(self) -> Tensor:
+    def picture(self, steps: int = jobs.STEPS) -> Tensor:
         pixels = 8 * self.side
-        image, = self.sd.txt2img(jobs.PROMPT, jobs.NEGATIVE, steps=jobs.STEPS, cfg=jobs.GUIDANCE, sampler="ddim",
+        image, = self.sd.txt2img(jobs.PROMPT, jobs.NEGATIVE, steps=steps, cfg=jobs.GUIDANCE, sampler="ddim",
                                  seed=jobs.SEED, size=(pixels, pixels))
         return torch.from_numpy(np.array(image))

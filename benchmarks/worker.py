@@ -10,11 +10,13 @@ import json
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from jobs import MANY
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -43,7 +45,7 @@ class Worker:
 
     def run(self) -> dict[str, Any]:
         job = {"text": self.model.text, "unet": self.model.unet, "vae": self.model.vae,
-               "picture": self.model.picture}[self.options.job]
+               "picture": self.model.picture, "long": partial(self.model.picture, MANY)}[self.options.job]
         with torch.inference_mode():
             start = perf_counter()
             self.output = job()
@@ -70,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", choices=("minisd", "diffusers"))
     parser.add_argument("folder")
-    parser.add_argument("job", choices=("import", "load", "text", "unet", "vae", "picture"))
+    parser.add_argument("job", choices=("import", "load", "text", "unet", "vae", "picture", "long"))
     parser.add_argument("dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("side", type=int, help="of the latents")
     parser.add_argument("--channels-last", action="store_true")
