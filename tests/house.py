@@ -65,9 +65,9 @@ COMMANDS = ("weights_convert.lora.program",)      # programs within a program, b
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
-                    "minisd.shares", "minisd.samplers.schedule")),
-    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.devices",
-                    "minisd.command", "minisd.labels"),
+                    "minisd.shares", "minisd.devices", "minisd.samplers.schedule")),
+    Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.command",
+                     "minisd.labels"),
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),

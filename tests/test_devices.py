@@ -48,3 +48,15 @@ def test_a_device_that_is_not_there_is_said() -> None:
 def test_unknown_dtypes_are_refused() -> None:
     with pytest.raises(MinisdError, match="float8"):
         devices.pick_dtype("float8", torch.device("cpu"))
+
+
+def test_float32_means_float32_on_a_gpu() -> None:
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        devices.pick_device("cpu")                # where it means nothing, nothing is touched
+        assert torch.backends.cudnn.allow_tf32
+        devices.forbid_tf32()
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags

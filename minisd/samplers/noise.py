@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minisd.devices import sent
 from minisd.samplers.schedule import Level
 
 Normal = NDArray[np.float32]
@@ -31,7 +32,7 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         """The next noise of every image, [b, *shape]."""
-        return torch.stack([stream() for stream in self._streams]).to(self.device, self.dtype)
+        return sent(torch.stack([stream() for stream in self._streams]).to(self.dtype), self.device)
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         return self.draw()
@@ -56,7 +57,8 @@ class BrownianNoise(ImageNoise):
             raise ValueError(f"noise from sigma {now.sigma} to {next.sigma}: too close to tell apart")
         deviation = np.float32(math.sqrt(abs(end - start)))
         values = [(path.at(start), path.at(end)) for path in self._paths]      # in this order: the path stands at start
-        return torch.from_numpy(np.stack([(w - v) / deviation for v, w in values])).to(self.device, self.dtype)
+        increments = torch.from_numpy(np.stack([(w - v) / deviation for v, w in values]))
+        return sent(increments.to(self.dtype), self.device)
 
 
 NOISES: dict[str, type[ImageNoise]] = {"fresh": ImageNoise, "brownian": BrownianNoise}
