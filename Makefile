@@ -27,7 +27,7 @@ generate: $(VENV)/core.stamp
 	@$(PY) -m minisd.generate --out $(OUT) $(ARGS) -- "$$PROMPT"
 
 test: $(VENV)/test.stamp
-	$(PY) -m pytest -m "not weights and not gpu and not slow" $(ARGS)
+	$(PY) -m pytest -m "not weights and not gpu and not slow" --numprocesses 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/test.stamp
 	$(PY) -m pytest -m slow $(ARGS)
