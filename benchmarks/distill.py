@@ -1,9 +1,11 @@
 """A step of distillation beside BK-SDM's trainer: `python benchmarks/distill.py`, about half an hour and 23 GiB.
 
-Both distil SD1.5 without its mid block from the same random weights, batch 1, bfloat16 autocast, gradients clipped, an
-average kept. Theirs is rebuilt as it is published (kd_train_text_to_image.py): diffusers' UNets, forward hooks on every
-down and up block, AdamW as PyTorch has it, VAE and text encoder at every step. Ours is minisd.distill's own loop.
-Each has a process of its own, one after the other; the peak of its memory is the system's figure for that process.
+All distil SD1.5 without its mid block from the same random weights, batch 1, computing in bfloat16, gradients clipped,
+an average kept. Theirs is rebuilt as it is published (kd_train_text_to_image.py): diffusers' UNets, forward hooks on
+every down and up block, AdamW as PyTorch has it, VAE and text encoder at every step. Ours is minisd.distill's own loop,
+with float32 weights (its default) and with `weights = "bf16"`. Each has a process of its own, one after the other; the
+peak of its memory is the system's figure for that process. What was measured is kept in the JSON file, and `--only` and
+`--sides` measure a part anew.
 """
 
 import argparse
@@ -13,25 +15,32 @@ import resource
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-OURS, THEIRS, GIB = "minisd", "diffusers", 2 ** 30
+OURS, ROUNDED, THEIRS, GIB = "minisd", "minisd-bf16", "diffusers", 2 ** 30
+CONTESTANTS = {OURS: "minisd, float32 weights", ROUNDED: "minisd, bfloat16 weights", THEIRS: "BK-SDM's trainer"}
 CAPTIONS = ("a red apple on a table", "a dog that sleeps")
+HEAD = ("latents", "trainer", "s/step", "times as fast", "GiB", "of the memory")
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a miniature instead of Stable Diffusion 1.5; not saved")
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="of the latents")
+    parser.add_argument("--sides", type=int, nargs="+", help="of the latents; 32 and 64")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="some alone")
     parser.add_argument("--steps", type=int, default=4, help="that are timed, after one that is not")
     parser.add_argument("--weights", type=Path, help="keep the random weights (8.5 GB) in this folder, or find them")
     parser.add_argument("--out", type=Path, help="the JSON file; by default in results/")
-    parser.add_argument("--contestant", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.sides = options.sides or ([8] if options.quick else [32, 64])
     if options.contestant:
         answer(options)
     else:
@@ -39,28 +48,42 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Both at every size, and the ratios."""
+    """Everyone at every size, and the ratios."""
     from speed import RESULTS, cpu, machine, make_weights, slug
-    rows = []
+    out = options.out or (None if options.quick else RESULTS / f"distill-{slug(cpu())}.json")
+    rows: Rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out and out.is_file() else []
     with tempfile.TemporaryDirectory(prefix="minisd-distill-") as scratch:
         weights = options.weights or Path(scratch)
         if not (weights / THEIRS).exists():
             make_weights(weights, options.quick)
-        print("| latents | minisd s/step | diffusers s/step | ratio | minisd GiB | diffusers GiB | ratio |")
-        print("|---|---:|---:|---:|---:|---:|---:|")
-        for side in [8] if options.quick else options.sides:
-            found = {name: asked(name, weights, side, options.steps) for name in (OURS, THEIRS)}
-            a, b = found[OURS], found[THEIRS]
-            rows.append({"side": side, **found})
-            print(f"| {side}x{side} | {median(a['seconds']):.2f} | {median(b['seconds']):.2f} | "
-                  f"**{median(b['seconds']) / median(a['seconds']):.2f}** | {a['peak'] / GIB:.2f} | "
-                  f"{b['peak'] / GIB:.2f} | **{a['peak'] / b['peak']:.2f}** |", flush=True)
-    out = options.out or (None if options.quick else RESULTS / f"distill-{slug(cpu())}.json")
-    if out:
-        out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        for side, name in product(options.sides, options.only):
+            rows = merged(rows, {"side": side, "trainer": name, **asked(name, weights, side, options.steps)})
+            if out:
+                out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
 
 
-def asked(name: str, weights: Path, side: int, steps: int) -> dict:
+def merged(rows: Rows, found: dict[str, Any]) -> Rows:
+    """The rows with one measured anew, by size and trainer."""
+    others = [row for row in rows if (row["side"], row["trainer"]) != (found["side"], found["trainer"])]
+    return sorted([*others, found], key=lambda row: (row["side"], list(CONTESTANTS).index(row["trainer"])))
+
+
+def table(rows: Rows) -> str:
+    """Markdown; ratios to the published trainer where it was measured at that size."""
+    theirs = {row["side"]: row for row in rows if row["trainer"] == THEIRS}
+    rule = "|".join(["---", "---"] + ["---:"] * (len(HEAD) - 2))
+    lines = [f"| {' | '.join(HEAD)} |", f"|{rule}|"]
+    for row in rows:
+        side, other = row["side"], theirs.get(row["side"])
+        faster = f"**{median(other['seconds']) / median(row['seconds']):.2f}**" if other and other != row else ""
+        smaller = f"**{row['peak'] / other['peak']:.2f}**" if other and other != row else ""
+        lines.append(f"| {side}x{side} | {CONTESTANTS[row['trainer']]} | {median(row['seconds']):.2f} | {faster} | "
+                     f"{row['peak'] / GIB:.2f} | {smaller} |")
+    return "\n".join(lines)
+
+
+def asked(name: str, weights: Path, side: int, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--contestant", name, "--weights", str(weights), "--sides", str(side),
                "--steps", str(steps)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -72,7 +95,8 @@ def answer(options: argparse.Namespace) -> None:
     side = options.sides[0]
     with tempfile.TemporaryDirectory() as folder:
         draw_pictures(Path(folder), 8 * side)
-        step = {OURS: our_step, THEIRS: their_step}[options.contestant](options.weights, Path(folder), side)
+        given = (options.weights, Path(folder), side)
+        step = their_step(*given) if options.contestant == THEIRS else our_step(*given, options.contestant == ROUNDED)
         seconds = []
         for _ in range(options.steps + 1):
             start = perf_counter()
@@ -90,7 +114,7 @@ def draw_pictures(folder: Path, size: int) -> None:
         (folder / f"{n}.txt").write_text(caption)
 
 
-def our_step(weights: Path, folder: Path, side: int):
+def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import redirect_stdout
 
@@ -99,7 +123,7 @@ def our_step(weights: Path, folder: Path, side: int):
     from minisd.train.distillation import Place, attention, prepared
     from minisd.train.experiment import Experiment
     from minisd.train.ranks import ALONE
-    train = TrainConfig(steps=100, batch=1, lr=5e-5, warmup=0)
+    train = TrainConfig(steps=100, batch=1, lr=5e-5, warmup=0, weights="bf16" if rounded else "fp32")
     experiment = Experiment("x", str(weights / OURS), train=train, data=DataConfig(size=8 * side))
     with redirect_stdout(sys.stderr):
         run = prepared(experiment, Place(folder, folder / "out", folder / "cache"), ALONE)
@@ -108,6 +132,8 @@ def our_step(weights: Path, folder: Path, side: int):
     def step() -> dict[str, float]:
         with attention(run):
             loop.update(run, ahead)
+        if run.bad_steps:
+            raise RuntimeError("a step was skipped: there is nothing to compare")
         return {name: values[-1] for name, values in run.unlogged.items()}
     return step
 

@@ -1,6 +1,8 @@
 """What distillation wins back, on the embedded model: `python benchmarks/students.py --data FOLDER` trains, measures,
 and prints the tables of the README.
 
+`--times` measures the time of a step alone, for which the machine should be quiet, and needs no data.
+
 It runs the recipes exp0001, exp0002, bk-tiny, bk-base and bk-small as `python -m minisd.distill` does, and an ablation
 of bk-small's loss at fewer updates. Everything is resumed: stop it at any moment and start it again. A student is
 compared with its teacher and with the same student untrained: error of the prediction on held-out pairs, SSIM of
@@ -13,9 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
 
 import torch
 from PIL import Image
+from speed import cpu
 from torch import Tensor
 
 from minisd import store, surgery
@@ -29,6 +35,7 @@ from minisd.evaluate.protocol import protocol_hash
 from minisd.evaluate.questions import questions
 from minisd.evaluate.sensitivity import macs, milliseconds, parameters
 from minisd.evaluate.similarity import ssim
+from minisd.fast.passes import quicken
 from minisd.images import to_tensor
 from minisd.labels import table as labelled
 from minisd.pipeline import StableDiffusion
@@ -48,6 +55,7 @@ ABLATION = {
     "random-conditioning": {"random_captions": 5.0},
 }
 SAMPLES, PICTURES, BATCH, SHOWN = 256, 128, 8, 6
+ROUNDS = 60                                       # steps that are timed, of each network
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Row:
     name: str
     parameters: int
     macs: int                                     # of one call for one picture
-    milliseconds: float                           # of the fastest of some calls; taken again at the end of a run
+    milliseconds: float                           # of a step, the median; taken again at the end of a run
     error: float                                  # mean squared difference to the teacher's prediction, held-out pairs
     bands: tuple[float, ...]                      # of it, by quarters of the timesteps
     won: tuple[float, float, float] | None        # share of the untrained student's error, and its interval of 95 %
@@ -124,15 +132,43 @@ class Course:
                    None if won is None or won.interval is None else (won.value, *won.interval),
                    None if name.startswith(f"{ABLATED}-") else self.judged(unet), weights, self.hash)
 
-    def times(self, runs: Sequence[Experiment]) -> dict[int, float]:
-        """Milliseconds by the number of parameters, of the teacher and every student, one after the other."""
-        whole = self.exact.unet.cfg
-        cfgs = {whole, *(surgery.student(whole, one.student.remove) for one in runs)}
-        return {parameters(cfg): milliseconds(untrained(self.exact, cfg), self.asked) for cfg in cfgs}
-
 
 def untrained(sd: StableDiffusion, cfg: UNetConfig) -> UNet:
     return surgery.transplant(sd.unet, cfg).requires_grad_(False)
+
+
+@torch.inference_mode()
+def times(sd: StableDiffusion) -> dict[int, list[float]]:
+    """Milliseconds of a step by the number of parameters: the teacher and every student in turns, so that the machine's
+    moods strike all alike. A step is a call for a picture and its guidance, as `minisd.generate` makes it."""
+    whole = sd.unet.cfg
+    cfgs = {parameters(cfg): cfg for cfg in (whole, *(surgery.student(whole, one.student.remove)
+                                                      for one in experiments()))}
+    unets = {count: quicken(untrained(sd, cfg).to(sd.dtype).eval()) for count, cfg in cfgs.items()}
+    gen, side = torch.Generator().manual_seed(0), sd.cfg.size // sd.cfg.vae.factor
+    x, label = (torch.randn(2, *shape, generator=gen).to(sd.dtype) for shape in ((4, side, side), (whole.label_dim,)))
+    context = torch.randn(2, sd.cfg.text[0].window, whole.context_dim, generator=gen).to(sd.dtype)
+    took: dict[int, list[float]] = {count: [] for count in unets}
+    for _ in range(ROUNDS + 3):
+        for count, unet in unets.items():
+            start = perf_counter()
+            unet(x, torch.tensor([500, 500]), context, label)
+            took[count].append(1000 * (perf_counter() - start))
+    return {count: calls[3:] for count, calls in took.items()}  # the first warm up
+
+
+def timed(rows: dict[str, Row]) -> tuple[dict[str, Row], dict[str, Any]]:
+    """The rows with their times, and how and where those were taken."""
+    sd = store.load(EMBEDDED, "cpu", "auto")
+    took = times(sd)
+    teacher = took[max(took)]
+    ratios = {count: median(a / b for a, b in zip(teacher, calls, strict=True)) for count, calls in took.items()}
+    for count, ratio in ratios.items():
+        print(f"{count:,} parameters: {median(took[count]):.2f} ms a step, {ratio:.2f} times as fast as the teacher")
+    how = {"step": f"a picture and its guidance, {sd.dtype}; medians of {ROUNDS} in turns", "machine": cpu(),
+           "threads": torch.get_num_threads(),
+           "times as fast": {f"{count:,} parameters": ratio for count, ratio in ratios.items()}}
+    return {name: replace(row, milliseconds=median(took[row.parameters])) for name, row in rows.items()}, how
 
 
 def experiments() -> list[Experiment]:
@@ -145,23 +181,26 @@ def experiments() -> list[Experiment]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that minisd.recipes.emoji_data has made")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--data", type=Path, help="the folder that minisd.recipes.emoji_data has made")
+    wanted.add_argument("--times", action="store_true", help="take the times of a step alone anew")
     parser.add_argument("--runs", type=Path, default=Path("runs/students"), help="where the runs are (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "students.json", help="the figures (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some experiments only")
     options = parser.parse_args()
+    if options.times:
+        before = {row.name: row for row in kept(options.out)}
+        rows, how = timed(before)
+        write(options.out, rows, json.loads(options.out.read_text(encoding="utf-8"))["protocol"], how)
+        return
     course = Course(options.data, options.runs / "cache")
     rows = {row.name: row for row in kept(options.out) if row.protocol == course.hash}
-
-    def write() -> None:
-        put(options.out, json.dumps({"protocol": course.protocol, "rows": [asdict(row) for row in rows.values()]},
-                                    indent=1) + "\n")
 
     def measure(name: str, weights: str, unet: UNet) -> None:
         """One row, unless it is there."""
         if name not in rows or rows[name].weights != weights:
             rows[name] = course.measured(name, unet, weights)
-            write()
+            write(options.out, rows, course.protocol)
 
     teacher = store.fingerprint(store.find(EMBEDDED))[:16]
     measure("teacher", teacher, course.exact.unet)
@@ -173,12 +212,17 @@ def main() -> None:
         student = store.load(place.out / "model", "cpu", "float32").unet
         measure(f"without {' and '.join(experiment.student.remove)}", teacher, untrained(course.exact, student.cfg))
         measure(experiment.name, store.fingerprint(place.out / "model")[:16], student)
-    times = course.times(experiments())
-    rows = {name: replace(row, milliseconds=times[row.parameters]) for name, row in rows.items()}
-    write()
+    rows, how = timed(rows)
+    write(options.out, rows, course.protocol, how)
     print(table(rows, NAMES), table(rows, [f"{ABLATED}-{word}" for word in ABLATION]), sep="\n\n")
     if set(NAMES) <= set(rows):
         grid(course, options.runs).save(options.out.with_suffix(".png"), optimize=True)
+
+
+def write(path: Path, rows: dict[str, Row], protocol: dict[str, Any], how: dict[str, Any] | None = None) -> None:
+    """The figures; `how` the times were taken, where it is known."""
+    put(path, json.dumps({"protocol": protocol, "times": how or {}, "rows": [asdict(row) for row in rows.values()]},
+                         indent=1) + "\n")
 
 
 def kept(path: Path) -> list[Row]:

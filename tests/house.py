@@ -42,6 +42,7 @@ KEYWORDS_PASSED_ON: tuple[str, ...] = ()
 # Libraries of our extras may be absent: they are imported where they are used, and under this module only.
 EXTRAS = {"resvg_py": "minisd.recipes", "fontTools": "minisd.recipes",
           "diffusers": "minisd.parity", "transformers": "minisd.parity",
+          "tensorboard": "minisd.train.board",
           "brisque": "minisd.evaluate", "cv2": "minisd.evaluate", "skimage": "minisd.evaluate"}
 # Core dependencies whose module is not called like the package.
 IMPORTED_AS = {"Pillow": "PIL"}

@@ -32,7 +32,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0                             # largest norm of the gradient
     ema: float = 0.999                            # decay of the averaged weights; ramped up while training is young
-    dtype: Literal["fp32", "bf16"] = "bf16"       # autocast; the parameters themselves are float32
+    dtype: Literal["fp32", "bf16"] = "bf16"       # autocast: what is computed in
+    weights: Literal["fp32", "bf16"] = "fp32"     # what learns, its average and moments; bf16 is rounded stochastically
     save_every: int = 500
     preview_every: int = 500                      # 0 = at the end only
     log_every: int = 20
@@ -40,12 +41,15 @@ class TrainConfig:
     max_bad_steps: int = 10                       # steps in a row that are skipped before giving up
     spike: float = 0.0                            # a gradient so many times its usual norm is skipped; 0 = none is
     shares_every: int = 0                         # each term's share in the gradient is logged; 0 = never
+    tensorboard: bool = False                     # write the rows for TensorBoard, too; needs the extra `track`
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "log_every", "keep", "max_bad_steps"):
             within(name, getattr(self, name), 1)
         for name in ("warmup", "preview_every", "lr", "weight_decay", "spike", "shares_every"):
             within(name, getattr(self, name), 0)
+        if self.weights == "bf16" and self.dtype != "bf16":
+            raise ValueError("weights in bf16 are computed with in bf16: give dtype = \"bf16\", too")
         within("clip", self.clip, 1e-6)
         for name, value in (("ema", self.ema), ("beta 1", self.betas[0]), ("beta 2", self.betas[1])):
             within(name, value, 0, 1)
@@ -156,6 +160,8 @@ class Stage:
                              f"{' or '.join(RESERVED)}")
         if len([name for name in TASKS if vars(self)[name] is not None]) != 1:
             raise ValueError(f"stage {self.name}: give exactly one of the tables {', '.join(TASKS)}")
+        if self.train.weights == "bf16" and self.finetune is None:
+            raise ValueError(f"stage {self.name}: weights in bf16 are for whole UNets, that is finetune; give fp32")
         on_latents = self.vae is None and self.clip is None
         if not on_latents and (self.data.buckets > 1 or self.data.masks):
             excess = "buckets" if self.data.buckets > 1 else "masks"

@@ -109,8 +109,8 @@ def prepared(experiment: Experiment, place: Place, ranks: Ranks) -> loop.Run:
                 "samples_per_step": train.batch * train.accumulate * ranks.count}
     for free in ("name", "student.start", *(name for name in settings if name.startswith("preview."))):
         settings.pop(free)
-    return loop.Run(place.out, task, data.batch, train, experiment.seed, state.State.new(task.trained(), train),
-                    settings, ranks)
+    begun = state.State.new(task.trained(), train, seed=experiment.seed)
+    return loop.Run(place.out, task, data.batch, train, experiment.seed, begun, settings, ranks)
 
 
 def first_student(experiment: Experiment, sd: StableDiffusion, out: Path) -> tuple[UNet, str]:

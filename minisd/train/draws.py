@@ -16,10 +16,11 @@ class Purpose(IntEnum):
     ORDER = 0
     DATA = 1
     TASK = 2
+    ROUNDING = 3                                  # of bfloat16 weights; counted by updates
 
 
 def stream(seed: int, n: int, purpose: Purpose) -> np.random.Generator:
-    """The random stream of sample n for one purpose."""
+    """The random stream of sample n, or of update n, for one purpose."""
     key = np.array([seed, (n << 2) + purpose], dtype=np.uint64)  # a list would pass large seeds through floats
     return np.random.Generator(np.random.Philox(key=key))
 

@@ -1,7 +1,7 @@
 """What the gradient of a step tells: which share each loss term has in it, and whether it is out of proportion."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ def shares(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> dict[str, 
         norms[name] = torch.stack(torch._foreach_norm(there)).norm().item() if there else 0.0
     total = sum(norms.values()) or 1.0
     return {f"share/{name}": norm / total for name, norm in norms.items()}
+
+
+def clip(params: Sequence[Tensor], largest: float) -> float:
+    """Scale the gradients down where their norm is larger than this; the norm as it was, taken in float32."""
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in params if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if norm + 1e-6 > largest:                     # otherwise they would be gone through to be multiplied by 1
+        torch.nn.utils.clip_grads_with_norm_(params, largest, norm)
+    return norm.item()
 
 
 def is_spike(norm: float, usual: float, seen: int, factor: float) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.train import gradients, optim, state
+from minisd.train import gradients, optim, rounding, state
+from minisd.train.board import Board
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
 from minisd.train.draws import Draws
@@ -60,6 +61,10 @@ class Run:
     bad_steps: int = 0                            # skipped ones in a row
     usual: float = 0.0                            # norm of the gradient, lately
     unlogged: dict[str, list[float]] = field(default_factory=dict)  # terms of the steps since the last row
+    board: Board | None = field(init=False)       # where TensorBoard is asked for
+
+    def __post_init__(self) -> None:
+        self.board = Board(self.folder) if self.cfg.tensorboard and self.ranks.first else None
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint records beside the state."""
@@ -147,7 +152,7 @@ def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
             terms[name] = terms.get(name, 0.0) + loss.item() / run.passes
     run.ranks.add(p.grad for p in current.params.values() if p.grad is not None)
     terms = run.ranks.total(terms)
-    terms["gradient"] = torch.nn.utils.clip_grad_norm_(current.params.values(), cfg.clip).item()
+    terms["gradient"] = gradients.clip(list(current.params.values()), cfg.clip)
     if not all(map(math.isfinite, terms.values())):
         skip(run, terms, "it is not finite")
     elif gradients.is_spike(terms["gradient"], run.usual, current.step, cfg.spike):
@@ -164,7 +169,11 @@ def keep(run: Run, terms: Mapping[str, float]) -> None:
     for group in current.optimizer.param_groups:
         group["lr"] = group[optim.TIMES] * optim.learning_rate(current.step, cfg)
     current.optimizer.step()
-    optim.average(current.ema, current.params, optim.ema_decay(current.step, cfg))
+    decay = optim.ema_decay(current.step, cfg)
+    if cfg.weights == "bf16":
+        rounding.average(current.ema, current.params, decay, run.seed, current.step)
+    else:
+        optim.average(current.ema, current.params, decay)
     run.bad_steps = 0
     run.usual = gradients.usual_norm(terms["gradient"], run.usual, current.step)
     for name, value in terms.items():
@@ -215,6 +224,8 @@ def record(run: Run, values: Mapping[str, float], progress: tqdm | None = None) 
     except OSError as fault:
         raise MinisdError("cannot write the metrics", str(run.folder / METRICS), fault.strerror or str(fault),
                           "free space and resume", RESOURCE) from fault
+    if run.board is not None:
+        run.board.add(step, rounded)
     if progress is not None:
         progress.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=sys.stderr.isatty())
 

@@ -66,7 +66,8 @@ def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -
             cfg = with_scale(recipe.model, out / MODEL)
             task, batches = build(recipe, stage, cfg, (pictures, held_out), out)
             run = loop.Run(folder, task, batches, stage.train, recipe.seed,
-                           state.State.new(task.trained(), stage.train), settings(recipe, stage, cfg, pictures.rows))
+                           state.State.new(task.trained(), stage.train, seed=recipe.seed),
+                           settings(recipe, stage, cfg, pictures.rows))
             for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
                 print(f"{stage.name}: {note}")
             # Short sequences: the plain attention's backward pass is the faster one on the CPU.

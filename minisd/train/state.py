@@ -25,7 +25,7 @@ from minisd.train.config import TrainConfig
 
 PREFIX, HIDDEN, MANIFEST = "checkpoint-", ".tmp-", "manifest.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-BYTES = 4 * 4                                     # of one parameter: itself, its average and two moments, in float32
+COPIES = 4                                        # of a parameter: itself, its average and two moments
 
 
 @dataclass
@@ -34,14 +34,18 @@ class State:
 
     params: dict[str, nn.Parameter]
     ema: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
 
     @classmethod
-    def new(cls, module: nn.Module, cfg: TrainConfig, rates: Mapping[str, float] = optim.NOTHING) -> "State":
+    def new(cls, module: nn.Module, cfg: TrainConfig, rates: Mapping[str, float] = optim.NOTHING,
+            seed: int = 0) -> "State":
+        """The beginning: what learns in a module is brought to the precision that weights are trained in."""
         params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for p in params.values():
+            p.data = p.data.to(optim.WEIGHTS[cfg.weights])
         ema = {name: p.detach().clone() for name, p in params.items()}
-        return cls(params, ema, optim.optimizer(params, cfg, rates))
+        return cls(params, ema, optim.optimizer(params, cfg, rates, seed))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint's files hold; a parameter that had no gradient yet has no moments."""
@@ -120,7 +124,7 @@ def sweep(run: Path) -> None:
 
 def check_space(run: Path, state: State, keep: int) -> None:
     """There must be room for the checkpoints to be kept and the one being written, beside those that are there."""
-    size = BYTES * sum(p.numel() for p in state.params.values())
+    size = COPIES * sum(p.numel() * p.element_size() for p in state.params.values())
     needed = (keep + 1 - len(checkpoints(run))) * size
     free = shutil.disk_usage(run).free
     if needed > free:

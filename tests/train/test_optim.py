@@ -29,7 +29,7 @@ def test_vectors_are_not_decayed_and_half_precision_is_refused():
     params = dict(nn.Linear(2, 3).named_parameters())
     groups = optim.optimizer(params, TrainConfig(weight_decay=0.3)).param_groups
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.3), (1, 0.0)]
-    with pytest.raises(ValueError, match="not float32, the first bias"):
+    with pytest.raises(ValueError, match="not fp32, the first bias"):
         optim.optimizer({"bias": nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))}, TrainConfig())
 
 

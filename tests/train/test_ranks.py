@@ -67,6 +67,13 @@ def test_two_ranks_make_the_steps_of_one_with_twice_the_passes(together, tmp_pat
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
+def test_bfloat16_weights_are_rounded_alike_on_every_rank(together, tmp_path):
+    rounded = replace(TWO, dtype="bf16", weights="bf16")
+    assert together(tmp_path / "two", rounded, Line(), Line()) == [0, 0]
+    line(tmp_path / "one", replace(rounded, accumulate=2), Line())
+    assert saved(tmp_path / "two") == saved(tmp_path / "one")
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(together, tmp_path):
     assert together(tmp_path / "x", replace(TWO, steps=4), Line(), Line()) == [0, 0]
     line(tmp_path / "x", replace(TWO, accumulate=2), Line())

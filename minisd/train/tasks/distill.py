@@ -177,15 +177,17 @@ class Distill:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Means over held-out samples whose noise and timesteps are the same every time, in float32: the three errors,
-        and the relative error of each pair's features."""
+        """Means over held-out samples whose noise and timesteps are the same every time, by the student in the
+        precision of its weights: the three errors, and the relative error of each pair's features."""
         count = min(MEASURED, len(self.held_out.captions))
         sums: dict[str, float] = {}
+        lowered = self.student.conv_in.weight.dtype == torch.bfloat16
         for start in range(0, count, self.batch):
             numbers = list(range(start, min(start + self.batch, count)))
             draws = Draws(self.seed, numbers, self.sd.device)
-            terms, relative = self.compared(self.ask(self.held_out.batch(numbers), draws, 0.0, None),
-                                            ("noise", "output", "features"))
+            with torch.autocast(self.sd.device.type, torch.bfloat16, lowered):
+                terms, relative = self.compared(self.ask(self.held_out.batch(numbers), draws, 0.0, None),
+                                                ("noise", "output", "features"))
             found = {f"held_out/{name}": value for name, value in terms.items()}
             for name, value in (found | {f"feature/{site}": value for site, value in relative.items()}).items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(numbers)

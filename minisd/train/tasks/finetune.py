@@ -70,11 +70,12 @@ class Finetune:
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """A sheet of the recipe's prompts, and the loss on held-out pictures at fixed noise and timesteps.
 
-        Drawn in the precision that a user of this machine gets, with the float32 weights behind it.
+        Drawn in the precision that a user of this machine gets, with the weights as they are trained.
         """
-        shown, dtype = self.shown, pick_dtype("auto", torch.device("cpu"))
+        shown = self.shown
+        lowered = torch.bfloat16 in (pick_dtype("auto", torch.device("cpu")), self.unet.conv_in.weight.dtype)
         if shown.prompts:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
                 drawn = StableDiffusion(self.cfg, self.unet, self.data.vae, (self.text,)).txt2img(
                     shown.prompts, steps=shown.steps, cfg=shown.guidance, sampler=shown.sampler, seed=shown.seed,
                     batch=TOGETHER)
