@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from minisd.control import Guide
+from minisd.control import Guide, Shortcuts
 from minisd.drawing import Drawing
+from minisd.fast.merging import Merging
+from minisd.fast.reuse import Reusing
 from minisd.models import Models
-from minisd.samplers.denoiser import Conditioning, Denoiser, conditioned, denoiser
+from minisd.samplers.denoiser import ConditionalDenoiser, Conditioning, Denoiser, Network, conditioned, denoiser
 from minisd.samplers.guidance import Correction, by_step, guided, guided_twice, rescaled, scale_at, thresholded
 from minisd.samplers.schedule import Schedule
+from minisd.unet import UNet
 
 
 def extra_channels(models: Models) -> int:
@@ -31,14 +35,22 @@ def denoiser_of(models: Models, drawings: Sequence[Drawing], schedule: Schedule,
     if extra is not None:
         extra = extra.to(models.dtype).expand(len(drawings), -1, -1, -1)
     told = models.tell(prompts, len(schedule) - 1 - first)
-    each = {id(said): _told(models, drawings[0], schedule, replace(said.rows(rows), concat=extra),
+    predict = denoiser(shortened(models.unet, drawings[0].shortcuts), models.cfg.prediction)
+    guide = partial(_told, models, predict, drawings[0], schedule)
+    each = {id(said): guide(replace(said.rows(rows), concat=extra),
                             replace(said.rows([0] * len(rows)), concat=extra)) for said in told}
     return next(iter(each.values())) if len(each) == 1 else by_step([each[id(said)] for said in told], schedule, first)
 
 
-def _told(models: Models, first: Drawing, schedule: Schedule, cond: Conditioning, negative: Conditioning) -> Denoiser:
+def shortened(unet: UNet, shortcuts: Shortcuts) -> Network:
+    """The UNet of one walk, with what it leaves out on the way."""
+    network = Reusing(unet, shortcuts.reuse) if shortcuts.reuse > 1 else unet
+    return Merging(network, unet, shortcuts.merge) if shortcuts.merge else network
+
+
+def _told(models: Models, predict: ConditionalDenoiser, first: Drawing, schedule: Schedule, cond: Conditioning,
+          negative: Conditioning) -> Denoiser:
     """The UNet told one thing, and where there is guidance, what is not wanted."""
-    predict = denoiser(models.unet, models.cfg.prediction)
     if not first.negative_counts:
         return conditioned(predict, cond)
     scale = scale_at(first.guidance, schedule, first.guide.ramp, first.guide.interval)

@@ -1,4 +1,4 @@
-"""Control over a picture beyond its prompt: guidance, a picture to begin from, a mask, a second walk. No torch."""
+"""Control over a picture beyond its prompt: guidance, a beginning, a mask, a second walk, shortcuts. No torch."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.ranges import SIDES, STEPS, check_sha256, in_range
 
 SIGMAS = (0.0, 1e6)
+MERGED = (0.0, 0.75)                              # of every four tokens one stays
 FEATHER, PADDING, UPSCALE = (0, 256), (0, 2048), (1.0, 8.0)
 Upscaler = Literal["latent", "lanczos"]
 
@@ -110,6 +111,21 @@ class Hires:
         if self.upscaler not in get_args(Upscaler):
             raise MinisdError(f"--hires-upscaler {self.upscaler!r}", remedy=f"give {' or '.join(get_args(Upscaler))}",
                               code=USAGE)
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to nearly the same picture in less time; as it stands, none is taken."""
+
+    reuse: int = 1                                # of so many calls of the UNet one is whole (arXiv 2312.00858)
+    merge: float = 0.0                            # share of tokens merged before self-attention (arXiv 2303.17604)
+
+    def __post_init__(self) -> None:
+        in_range("reuse-features", self.reuse, *STEPS)
+        in_range("merge-tokens", self.merge, *MERGED)
+
+
+EXACT = Shortcuts()
 
 
 class Walk(NamedTuple):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from minisd.control import PLAIN, STILL, Fresh, Guide, Hires, Mask, Start, Walk, larger, skipped
+from minisd.control import EXACT, PLAIN, STILL, Fresh, Guide, Hires, Mask, Shortcuts, Start, Walk, larger, skipped
 from minisd.errors import USAGE, MinisdError
 from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
 from minisd.samplers.churn import Churn
@@ -43,6 +43,7 @@ class Drawing:
     hires: Hires | None = None
     fresh: Fresh = STILL
     loras: tuple[Lora, ...] = ()                  # in the order in which they are added
+    shortcuts: Shortcuts = EXACT
 
     def __post_init__(self) -> None:
         check_alone(self.loras)

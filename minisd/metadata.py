@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minisd import schema
-from minisd.control import Fresh, Guide
+from minisd.control import EXACT, Fresh, Guide, Shortcuts
 from minisd.drawing import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 from minisd.tags import Lora
@@ -46,6 +46,7 @@ def a1111(drawn: Drawn) -> str:
         "Steps": what.steps, "Sampler": recipe.display, "Schedule type": recipe.schedule_type,
         "CFG scale": what.guidance, "Image CFG scale": what.image_guidance, "Seed": what.seed,
         "Size": f"{what.width}x{what.height}", "Model hash": drawn.model_sha256[:10], "Model": drawn.model,
+        **_shortened(what.shortcuts),
         **_begun(what), **_guided(what.guide), **_stirred(what.fresh), "Lora hashes": _hashes(what.loras),
         "Version": f"minisd {drawn.version}",
     }
@@ -88,6 +89,12 @@ def _stirred(fresh: Fresh) -> dict[str, str | float | None]:
         return {"Eta": fresh.eta}
     return {"Eta": fresh.eta, "Sigma churn": fresh.churn, "Sigma tmin": fresh.low or None, "Sigma tmax": fresh.high,
             "Sigma noise": fresh.noise if fresh.noise != 1 else None}
+
+
+def _shortened(shortcuts: Shortcuts) -> dict[str, str | float | None]:
+    """What was not computed in full; the web UI knows merging, and no reuse."""
+    return {"Token merging ratio": shortcuts.merge or None,
+            "Feature reuse": None if shortcuts.reuse == EXACT.reuse else shortcuts.reuse}
 
 
 def _hashes(loras: Sequence[Lora]) -> str | None:

@@ -1,7 +1,7 @@
 """Named points of a network where a tensor can be added or kept: one mechanism for ControlNet, T2I-Adapter and taps.
 
-Names are module paths: `conv_in`, `down.i` (a stage's last block), `down.i.downsample`, `mid`, `up.i`, and `skip.n` for
-the n-th skip connection as the up path receives it.
+Names are module paths: `conv_in`, `down.i` (a stage's last block), `down.i.downsample`, `mid`, `up.i`; and `skip.n` for
+the n-th skip connection as the up path receives it, `deep.n` for what meets it there, coming from below.
 """
 
 from collections.abc import Mapping
@@ -52,6 +52,11 @@ def unet_sites(cfg: UNetConfig, height: int, width: int) -> dict[str, tuple[int,
             skips.append(shapes[f"down.{i}.downsample"])
     shapes["mid"] = (cfg.widths[-1], *sizes[-1])
     shapes |= {f"skip.{n}": shape for n, shape in enumerate(skips)}
-    for i, channels in enumerate(reversed(cfg.widths)):
-        shapes[f"up.{i}"] = (channels, *sizes[max(last - i - 1, 0)])
+    below = cfg.widths[-1]
+    for i in reversed(range(len(cfg.widths))):
+        for _ in range(cfg.layers_at(i) + 1):
+            skips.pop()
+            shapes[f"deep.{len(skips)}"] = (below, *sizes[i])
+            below = cfg.widths[i]
+        shapes[f"up.{last - i}"] = (below, *sizes[max(i - 1, 0)])
     return shapes

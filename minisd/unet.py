@@ -115,8 +115,9 @@ class UNet(Encoder):
         x, skips = self.encode(x, time, context, sites)
         for i, stage in enumerate(cast(Iterable[Stage], self.up)):
             for j in range(len(stage.res)):
-                skip = sites(f"skip.{len(skips) - 1}", skips.pop())
-                x = stage.block(j, torch.cat([x, skip], dim=1), time, context)
+                n = len(skips) - 1
+                deep, skip = sites(f"deep.{n}", x), sites(f"skip.{n}", skips.pop())
+                x = stage.block(j, torch.cat([deep, skip], dim=1), time, context)
             if stage.upsample is not None:  # to the size of the next skip: odd sizes were rounded up on the way down
                 x = stage.upsample(F.interpolate(x, size=skips[-1].shape[2:], mode="nearest"))
             x = sites(f"up.{i}", x)

@@ -2,12 +2,14 @@
 
 `python -m minisd.evaluate fidelity TEACHER STUDENT --data FOLDER` measures how near a student is to its teacher.
 `python -m minisd.evaluate samplers MODEL --out FOLDER` draws with every sampler and compares the pictures.
+`python -m minisd.evaluate approximations MODEL --out FOLDER` says what drawing faster than exactly costs.
 """
 
 import sys
 from collections.abc import Sequence
 
 from minisd.command import command
+from minisd.evaluate.approximations_options import ApproximationsOptions
 from minisd.evaluate.options import FidelityOptions, Options
 from minisd.evaluate.samplers_options import SamplersOptions
 
@@ -21,7 +23,19 @@ def main(args: Sequence[str] | None = None) -> int:
         return command(FidelityOptions, f"{PROGRAM} fidelity", compare, given[1:])
     if given[:1] == ["samplers"]:
         return command(SamplersOptions, f"{PROGRAM} samplers", contest, given[1:])
+    if given[:1] == ["approximations"]:
+        return command(ApproximationsOptions, f"{PROGRAM} approximations", shorten, given[1:])
     return command(Options, PROGRAM, run, given)
+
+
+def shorten(options: ApproximationsOptions) -> None:
+    """Check everything that can be checked without torch, then draw."""
+    options.check()
+
+    from minisd.evaluate.approximations import compare, lines
+    rows, protocol = compare(options)
+    print(lines(rows))
+    print(f"protocol {protocol['protocol']}")
 
 
 def contest(options: SamplersOptions) -> None:

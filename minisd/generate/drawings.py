@@ -71,7 +71,7 @@ def drawing(options: Options, prompt: str, habits: Habits) -> Drawing:
                    size[0] if picture.width is None else picture.width,
                    size[1] if picture.height is None else picture.height,
                    guide(options), start, mask, options.guidance.image_cfg, hires(options.hires), fresh(options.noise),
-                   habits.lend(options.lora_dir, picture.lora, tags))
+                   habits.lend(options.lora_dir, picture.lora, tags), shortcuts=shortcuts(options))
 
 
 def negative(options: Options) -> str:
@@ -145,6 +145,13 @@ def loras_of(drawings: Sequence[Drawing]) -> list[Lora]:
     return [lora for one in drawings for lora in one.loras]
 
 
+def shortcuts(options: Options) -> control.Shortcuts:
+    """What is not computed in full."""
+    given = options.shortcuts
+    return control.Shortcuts(control.EXACT.reuse if given.reuse_features is None else given.reuse_features,
+                             control.EXACT.merge if given.merge_tokens is None else given.merge_tokens)
+
+
 def recorded(drawing: Drawing) -> dict[str, Any]:
     """The options of a recorded drawing by name, but for its prompt and its pictures."""
     own: dict[str, Any] = {"negative": drawing.negative, "steps": drawing.steps, "cfg": drawing.guidance,
@@ -152,7 +159,8 @@ def recorded(drawing: Drawing) -> dict[str, Any]:
                            "width": drawing.width, "height": drawing.height, "image_cfg": drawing.image_guidance,
                            "cfg_rescale": drawing.guide.rescale, "threshold": drawing.guide.threshold,
                            "eta": drawing.fresh.eta, "churn": drawing.fresh.churn, "churn_low": drawing.fresh.low,
-                           "churn_high": drawing.fresh.high, "churn_noise": drawing.fresh.noise}
+                           "churn_high": drawing.fresh.high, "churn_noise": drawing.fresh.noise,
+                           "reuse_features": drawing.shortcuts.reuse, "merge_tokens": drawing.shortcuts.merge}
     if drawing.loras:
         own["lora"] = tuple(map(str, drawing.loras))
     if drawing.guide.ramp:

@@ -123,6 +123,16 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Shortcuts:
+    """Nearly the same picture in less time."""
+
+    reuse_features: Annotated[int | None, given(int, "1..1000"), shown("1")] = None
+    """Compute the whole UNet only in every so many calls, and between them its outermost blocks."""
+    merge_tokens: Annotated[float | None, given(float, "0..0.75"), shown("0")] = None
+    """Merge this share of the pixels that are alike before they attend to each other; for large pictures."""
+
+
+@dataclass(frozen=True)
 class Questions:
     """Answered without drawing anything."""
 
@@ -146,6 +156,7 @@ class Options:
     start: OmitArgPrefixes[Start] = Start()
     hires: OmitArgPrefixes[Hires] = Hires()
     noise: OmitArgPrefixes[Noise] = Noise()
+    shortcuts: OmitArgPrefixes[Shortcuts] = Shortcuts()
     questions: OmitArgPrefixes[Questions] = Questions()
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
@@ -168,7 +179,8 @@ class Options:
 
 
 # The groups that decide one picture.
-GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hires, "noise": Noise}
+GROUPS = {"picture": Picture, "guidance": Guidance, "start": Start, "hires": Hires, "noise": Noise,
+          "shortcuts": Shortcuts}
 
 
 def chosen(options: Options) -> dict[str, Any]:
