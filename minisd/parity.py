@@ -13,9 +13,11 @@ from weights_convert import configs
 from weights_convert.model import Part, set_aside
 from weights_convert.sources import open_model
 from weights_convert.tables import Row
+from weights_convert.tables.unet import LABELLED
 from weights_convert.translate import from_ours
 
 REFERENCE = "diffusers"
+NAMES = {"text": "hf-bare", "unet": LABELLED}     # whose modules the reference has; a UNet's label is given to it whole
 PARTS = ("text", "unet", "vae")
 Run = Callable[[nn.Module], object]
 
@@ -56,7 +58,7 @@ def side_by_side(one: Part, other: Part, size: int) -> dict[str, tuple[float, fl
 def beside_reference(part: Part, size: int) -> dict[str, tuple[float, float]]:
     """The differences from the installed reference with the same weights, by layer."""
     part = set_aside(part)[0] if part.kind == "text" else part
-    pairs = paired(part.rows("hf-bare" if part.kind == "text" else "diffusers"))
+    pairs = paired(part.rows(NAMES.get(part.kind, "diffusers")))
     return compared(drawable(part), reference(part), pairs, runs(part, size))
 
 
@@ -83,7 +85,8 @@ def runs(part: Part, size: int) -> Run:
     x = torch.randn(1, cfg.latent_channels if part.kind == "vae" else cfg.in_channels, size, size, generator=noise)
     if part.kind == "unet":
         context = torch.randn(1, 77, cfg.context_dim, generator=noise)
-        return lambda model: model(x, torch.tensor([501]), context)
+        label = torch.randn(1, cfg.label_dim, generator=noise) if cfg.label_dim else None
+        return lambda model: model(x, torch.tensor([501]), context, label)
     pixels = torch.rand(1, cfg.channels, size * cfg.factor, size * cfg.factor, generator=noise) * 2 - 1
     return lambda model: (model.encode(pixels), model.decode(x))  # type: ignore[operator]
 
@@ -134,9 +137,8 @@ def reference(part: Part) -> nn.Module:
             told: Mapping[str, Any] = configs.text_json(part.cfg)
             model: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**told))
         elif part.kind == "unet":
-            model = diffusers.UNet2DConditionModel.from_config(configs.unet_json(part.cfg, 64))
+            model = diffusers.UNet2DConditionModel.from_config(configs.unet_json(part.cfg, 64, pooled_label=True))
         else:
             model = diffusers.AutoencoderKL.from_config(configs.vae_json(part.cfg, 1.0, 512))
-    dialect = "hf-bare" if part.kind == "text" else "diffusers"
-    model.load_state_dict(from_ours(ours, part.rows(dialect)), assign=True)
+    model.load_state_dict(from_ours(ours, part.rows(NAMES.get(part.kind, "diffusers"))), assign=True)
     return model.requires_grad_(False).eval()

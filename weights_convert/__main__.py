@@ -84,7 +84,7 @@ def convert(options: Convert) -> None:
 
     from minisd.store import must_fit
     from weights_convert.sources import open_model
-    from weights_convert.write import layout_for, write
+    from weights_convert.write import layout_for, lost, write
     to = layout_for(options.target, options.to)
     dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else None
     model = open_model(options.source, options.prediction, options.ema)
@@ -92,7 +92,7 @@ def convert(options: Convert) -> None:
     if model.whole:
         model.must_be_decided()
     must_fit(model)
-    for note in model.notes:
+    for note in (*model.notes, *lost(model, to)):
         print(f"note: {note}")
     write(model, options.target, to, dtype, options.allow_nonfinite)
     print(f"{options.target}: {model.family}, from {model.layout} to {to}")

@@ -31,9 +31,11 @@ FIXED: dict[str, Json] = {
     "text": {"layer_norm_eps": 1e-5},
 }
 FIXED["controlnet"] = FIXED["unet"]
+POOLED = "projection"                             # the class that is a vector, brought in by two linears
+SIZED: Json = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 
 
-def unet_json(cfg: UNetConfig, size: int) -> Json:
+def unet_json(cfg: UNetConfig, size: int, pooled_label: bool = False) -> Json:
     """diffusers' config of a UNet; its `attention_head_dim` is really the number of heads."""
     heads = [cfg.heads_at(width) for width in cfg.widths]
     depths = [*(depth or 1 for depth in cfg.depths[:-1]), cfg.depths[-1] or cfg.mid_depth or 1]
@@ -50,7 +52,15 @@ def unet_json(cfg: UNetConfig, size: int) -> Json:
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in cfg.depths],
         "mid_block_type": None if cfg.mid_depth is None else "UNetMidBlock2DCrossAttn",
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(cfg.depths)],
-    } | FIXED["unet"]
+    } | FIXED["unet"] | label_json(cfg, pooled_label)
+
+
+def label_json(cfg: UNetConfig, pooled: bool) -> Json:
+    """Which of diffusers' two labels a UNet takes: the pooled text as a class, or SDXL's of pooled text and sizes."""
+    if cfg.label_dim is None:
+        return {}
+    kind = {"class_embed_type": POOLED} if pooled else SIZED
+    return kind | {"projection_class_embeddings_input_dim": cfg.label_dim}
 
 
 def controlnet_json(cfg: UNetConfig, hints: list[int]) -> Json:
@@ -112,9 +122,10 @@ def allowed(part: str, json: Mapping[str, Any], where: str) -> None:
         raise MinisdError(f"this {part} is of a kind that is not known here", where, ", ".join(odd)[:300])
 
 
-def unet_told(cfg: UNetConfig, json: Mapping[str, Any], where: str) -> UNetConfig:
+def unet_told(cfg: UNetConfig, json: Json, where: str) -> UNetConfig:
     """What shapes do not tell: the groups of the norms and the heads."""
-    allowed("unet", json, where)
+    pooled = json.get("class_embed_type") == POOLED and not json.get("class_embeddings_concat")
+    allowed("unet", json | {"class_embed_type": None} if pooled else json, where)
     heads = json.get("num_attention_heads") or json.get("attention_head_dim", 8)
     counts = [heads] * len(cfg.widths) if isinstance(heads, int) else list(heads)
     cfg = replace(cfg, groups=json.get("norm_num_groups", 32))

@@ -14,7 +14,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 SIGNS = (
     ("input_hint_block.0.weight", "controlnet", "ldm"), ("controlnet_mid_block.weight", "controlnet", "diffusers"),
     ("controlnet_down_blocks.0.weight", "controlnet", "diffusers"), ("zero.0.weight", "controlnet", "ours"),
-    ("input_blocks.0.0.weight", "unet", "ldm"), ("time_embedding.linear_1.weight", "unet", "diffusers"),
+    ("input_blocks.0.0.weight", "unet", "ldm"), ("class_embedding.linear_1.weight", "unet", unet.LABELLED),
+    ("time_embedding.linear_1.weight", "unet", "diffusers"),
     ("time.in_proj.weight", "unet", "ours"),
     ("decoder.mid.block_1.norm1.weight", "vae", "ldm"), ("decoder.latents.weight", "vae", "ours"),
     ("decoder.mid_block.attentions.0.query.weight", "vae", "diffusers-2022"),

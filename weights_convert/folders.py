@@ -86,10 +86,19 @@ def from_pipeline(folder: Path) -> Model:
         model = with_parts(replace(model, parts={**model.parts, "text": told}))
     scheduler = folder / "scheduler" / "scheduler_config.json"
     cfg = configs.scheduler_told(model.cfg, read_json(scheduler), str(scheduler))
+    must_be_the_pooled_text(cfg, str(folder / configs.FOLDERS["unet"] / CONFIG))
     size, scale = read["unet"].get("sample_size", 64), read["vae"].get("scaling_factor", 0.18215)
     size = size * cfg.vae.factor if isinstance(size, int) else cfg.size
     notes = tuple(f"{name} is left behind" for name in configs.ABSENT if (folder / name).is_dir())
     return replace(model, cfg=replace(cfg, latent_scale=scale, size=size), predicts=True, notes=notes)
+
+
+def must_be_the_pooled_text(cfg: ModelConfig, where: str) -> None:
+    """Refuses a UNet whose class is something else, such as the pictures of unCLIP."""
+    pooled = cfg.text[-1].projection_dim or cfg.text[-1].width
+    if cfg.pooled_label and cfg.unet.label_dim != pooled:
+        raise MinisdError(f"this UNet's class is a vector of {cfg.unet.label_dim}, and the pooled text one of {pooled}",
+                          where, "what else it may be is not known here")
 
 
 def from_component(folder: Path, told: configs.Json) -> Model:

@@ -12,6 +12,7 @@ from torch import Tensor
 from minisd.errors import NUMERICAL, MinisdError
 from weights_convert.model import Model
 from weights_convert.sources import open_model
+from weights_convert.tables.unet import LABELLED
 from weights_convert.write import fingerprint, wide
 
 KNOWN = {  # sha256 of files as their makers published them
@@ -22,7 +23,7 @@ KNOWN = {  # sha256 of files as their makers published them
 }
 SHOWN = 10
 NAMES = {"ours": "minisd's", "hf": "transformers'", "hf-bare": "transformers' bare", "diffusers": "diffusers'",
-         "diffusers-2022": "diffusers' of 2022", "ldm": "LDM's", "openclip": "OpenCLIP's"}
+         LABELLED: "diffusers'", "diffusers-2022": "diffusers' of 2022", "ldm": "LDM's", "openclip": "OpenCLIP's"}
 
 
 def report(source: Path) -> Iterator[str]:

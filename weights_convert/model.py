@@ -13,6 +13,7 @@ from minisd.errors import BAD_FILE, USAGE, MinisdError
 from weights_convert.detect import KINDS, UNDRAWN, config_of, family_of, part_of, preset_of, refuse_others
 from weights_convert.mapped import Seen
 from weights_convert.tables import Row
+from weights_convert.tables.unet import LABELLED
 from weights_convert.translate import from_ours, to_ours
 
 HF_TEXT, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -160,8 +161,9 @@ def with_parts(model: Model) -> Model:
     """The model with the config that its parts' make; SD2.x exists as epsilon and as v, alike in every shape."""
     told = {name: part.cfg for name, part in model.parts.items()}
     texts = tuple(told[name] for name in ("text", "text_2") if name in told)
+    pooled = model.cfg.pooled_label or any(part.dialect == LABELLED for part in model.parts.values())
     cfg = replace(model.cfg, unet=told.get("unet", told.get("controlnet", model.cfg.unet)),
-                  vae=told.get("vae", model.cfg.vae), text=texts or model.cfg.text)
+                  vae=told.get("vae", model.cfg.vae), text=texts or model.cfg.text, pooled_label=pooled)
     return replace(model, cfg=cfg, predicts="unet" not in told or not cfg.unet.linear_proj or bool(cfg.unet.label_dim))
 
 

@@ -19,6 +19,7 @@ from weights_convert.limits import DTYPES
 from weights_convert.mapped import Seen
 from weights_convert.model import HF_TEXT, STATED, Model, Part, set_aside
 from weights_convert.sources import PREFIXES
+from weights_convert.tables.unet import LABELLED
 from weights_convert.translate import from_ours
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -136,6 +137,9 @@ def to_native(model: Model, path: Path, save: Save) -> None:
 
 def to_ldm(model: Model, path: Path, save: Save) -> None:
     """One file. A part alone has no prefix, a ControlNet its own."""
+    if model.cfg.pooled_label:
+        raise MinisdError("this UNet takes the pooled text as its label", model.where,
+                          "a single file has no place that says so", "--to native or diffusers", USAGE)
     tensors = dict(model.left_out)
     for part in drawn(model):
         dialect, prefix = place(part)
@@ -166,8 +170,8 @@ def to_diffusers(model: Model, path: Path, save: Save) -> None:
             left_out |= left
         ours = part.ours()
         put(folder / CONFIG, pretty(part_json(model, part, ours)))
-        dialect, stem = ("hf", "model") if part.kind == "text" else ("diffusers", "diffusion_pytorch_model")
-        theirs = from_ours(ours, part.rows(dialect))
+        stem = "model" if part.kind == "text" else "diffusion_pytorch_model"
+        theirs = from_ours(ours, part.rows(dialect_of(model, part)))
         if part.kind == "text":
             here = [name for name in left_out if name.startswith(HF_TEXT)]
             theirs |= {name.removeprefix(HF_TEXT): left_out.pop(name) for name in here}
@@ -181,18 +185,31 @@ def to_diffusers(model: Model, path: Path, save: Save) -> None:
         save(path / LEFT_OUT, left_out)
 
 
+def lost(model: Model, to: str) -> Iterator[str]:
+    """What a layout has no place for, or its own programs no use."""
+    if to != "native" and "vision" in model.parts:
+        yield "the vision tower is left behind: nothing is drawn with it"
+    if to == "diffusers" and model.cfg.pooled_label:
+        yield ("the UNet takes the pooled text as class_labels, which StableDiffusionPipeline does not hand over: "
+               "call the UNet by itself (README, Limits)")
+
+
 def drawn(model: Model) -> list[Part]:
     """The parts that the field's own layouts have a place for."""
-    if model.cfg.pooled_label:
-        raise MinisdError("this UNet takes the pooled text as its label", model.where,
-                          "no layout but ours says so", "--to native", USAGE)
     return [part for part in model.parts.values() if part.kind != "vision"]
+
+
+def dialect_of(model: Model, part: Part) -> str:
+    """Whose names a part has in a diffusers folder."""
+    if part.kind == "text":
+        return "hf"
+    return LABELLED if part.kind == "unet" and model.cfg.pooled_label else "diffusers"
 
 
 def part_json(model: Model, part: Part, ours: Mapping[str, Tensor]) -> configs.Json:
     size = model.cfg.size
     if part.kind == "unet":
-        return configs.unet_json(part.cfg, size // model.cfg.vae.factor)
+        return configs.unet_json(part.cfg, size // model.cfg.vae.factor, model.cfg.pooled_label)
     if part.kind == "vae":
         return configs.vae_json(part.cfg, model.cfg.latent_scale, size)
     if part.kind == "controlnet":

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from minisd.config import UNetConfig
 from weights_convert.tables import HF, ORIGINAL, OURS, Block, Leaf, Leaves, Names, Row, alike, both, product
 
-DIALECTS = {"ours": OURS, "ldm": ORIGINAL, "diffusers": HF}
+LABELLED = "diffusers-class"                      # a label that is the pooled text alone is a class to diffusers
+DIALECTS = {"ours": OURS, "ldm": ORIGINAL, "diffusers": HF, LABELLED: HF}
+ADDED, CLASS = "add_embedding.", "class_embedding."  # SDXL's label, which is joined of several things; that class
 
 
 def attention(ours: str, theirs: str) -> list[Leaf]:
@@ -43,8 +45,11 @@ LEAVES: Leaves = {
 
 
 def rows(cfg: UNetConfig, dialect: str) -> list[Row]:
-    """Rows from our names to `ldm`, `diffusers` or `ours`."""
-    return list(product(blocks(cfg), LEAVES, DIALECTS[dialect]))
+    """Rows from our names to `ldm`, `diffusers`, `diffusers-class` or `ours`."""
+    table = product(blocks(cfg), LEAVES, DIALECTS[dialect])
+    if dialect == LABELLED:
+        return [row._replace(theirs=tuple(name.replace(ADDED, CLASS) for name in row.theirs)) for row in table]
+    return list(table)
 
 
 def blocks(cfg: UNetConfig) -> Iterator[Block]:
