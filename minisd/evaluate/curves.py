@@ -21,12 +21,16 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure of every curve, over an x that is drawn in logarithms; of a y with a limit, its distance is, too."""
+    """One measure of every curve, over an x that is drawn in logarithms; of a y with a limit, its distance is, too.
+
+    With `powers`, y itself is: a curve that is a power of x is a straight line.
+    """
 
     title: str
     x: str
     curves: Mapping[str, Curve]
     limit: float | None = None                    # above every y, such as the 1 of SSIM
+    powers: bool = False                          # y > 0 then
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Lowest and highest x and y of all points; never of no width."""
@@ -36,11 +40,15 @@ class Panel:
 
     def height(self, y: float) -> float:
         """What is even on the paper."""
+        if self.powers:
+            return math.log(y)
         return y if self.limit is None else -math.log(max(self.limit - y, NEAREST))
 
     def lines(self) -> list[float]:
         """The values of y that the grid shows."""
         _, _, low, high = self.bounds()
+        if self.powers:
+            return powers(low, high)
         if self.limit is None:
             return ticks(low, high)
         return [self.limit - distance for distance in powers(max(self.limit - high, NEAREST), self.limit - low)]

@@ -61,3 +61,11 @@ def test_what_comes_near_a_limit_is_spread_out() -> None:
     drawn = shown(curves([panel]), colours(1)[0])
     middle = drawn[np.abs(drawn[:, 1] - WIDTH / 2) <= 1]
     assert np.abs(middle[:, 0] - HEIGHT / 2).max() <= 5
+
+
+def test_a_power_is_a_straight_line() -> None:
+    panel = Panel("a", "pixels", {"square": [(x, x * x) for x in (1.0, 2.0, 10.0, 100.0)]}, powers=True)
+    assert panel.lines() == pytest.approx([y * 10.0 ** n for n in range(4) for y in (1, 2, 5)] + [1e4])
+    drawn = shown(curves([panel]), colours(1)[0])
+    middle = drawn[np.abs(drawn[:, 1] - WIDTH / 2) <= 1]
+    assert np.abs(middle[:, 0] - HEIGHT / 2).max() <= 5
