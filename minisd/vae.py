@@ -67,6 +67,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [b, c_in, h, w] -> [b, width, h/2 or h or 2h, ...]
         for block in self.res:
             x = block(x)
+        return self.resized(x)
+
+    def resized(self, x: Tensor) -> Tensor:  # [b, c, h, w] -> [b, c, h/2 or h or 2h, ...]
         if self.downsample is not None:  # SD1 pads right and bottom by one, not all around
             x = self.downsample(F.pad(x, (0, 1, 0, 1)))
         if self.upsample is not None:

@@ -2,7 +2,10 @@
 
 A tile cannot be decoded by itself: the attention of the mid block and every GroupNorm see the whole picture. So the
 lowest resolution is computed whole, and above it each norm first gathers its statistics over all strips. What that
-costs is that a convolution between two norms is done twice, and the one after an upsampling four times.
+costs is that a convolution between two norms is done twice, and the one after an upsampling three times.
+
+Strips are let go as soon as those of the next block have come by: so there is never more than about one tensor of the
+size that the picture has at the widest place, 128 channels in SD1.5.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,19 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.fast.phases import Phases
 from minisd.layers import ResBlock
 from minisd.vae import VAE, Decoder, Stage
 
 STRIP = 1 << 16                                   # pixels of a strip, as near as whole rows come
+NEAR = 2                                          # rows above and below that a residual block sees
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A picture whose rows are computed when they are asked for: read(start, stop) -> [1, c, stop - start, width]."""
+    """A picture whose rows are computed when they are asked for."""
 
     height: int
     width: int
-    read: Callable[[int, int], Tensor]
+    read: Callable[[int, int], Tensor]            # (start, stop) -> [1, c, stop - start, width]
+    forget: Callable[[int], None]                 # rows above this one are not asked for again
 
     def strips(self, pixels: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of strips that cover the picture."""
@@ -40,65 +46,91 @@ def decode_in_strips(vae: VAE, z: Tensor, pixels: int = STRIP) -> Tensor:
 
 def _decode_one(decoder: Decoder, z: Tensor, pixels: int) -> Tensor:
     x = decoder.mid(decoder.conv_in(decoder.latents(z)))
-    rows = Rows(x.shape[2], x.shape[3], lambda start, stop: x[:, :, start:stop])
+    rows = those_of(x, 0, x.shape[2])
     for stage in cast(Iterable[Stage], decoder.up):
         for block in cast(Iterable[ResBlock], stage.res):
             rows = kept(through_block(block, rows, pixels), pixels)
         if stage.upsample is not None:
-            rows = convolved(stage.upsample, doubled(rows))
-    rows = convolved(decoder.conv_out, normed(decoder.norm_out, rows, pixels))
+            rows = enlarged(stage.upsample, rows)
+    rows = convolved(decoder.conv_out, passed(normed(decoder.norm_out, rows, pixels), rows))
     return kept(rows, pixels).read(0, rows.height)
 
 
+def those_of(x: Tensor, first: int, height: int) -> Rows:
+    """A part of a picture that is there already, which begins at row `first` of all."""
+    return Rows(height, x.shape[3], lambda start, stop: x[:, :, start - first:stop - first], lambda row: None)
+
+
 def kept(rows: Rows, pixels: int) -> Rows:
-    """All rows computed once and for all."""
-    whole = torch.empty(0)
+    """All rows computed once and for all, while those they come from are let go."""
+    parts: list[tuple[int, Tensor]] = []          # strips, and where each begins
     for start, stop in rows.strips(pixels):
-        strip = rows.read(start, stop)
-        if start == 0:                            # channels last, so that a strip of rows lies in one piece
-            whole = strip.new_empty(1, rows.height, rows.width, strip.shape[1]).permute(0, 3, 1, 2)
-        whole[:, :, start:stop] = strip
-    return Rows(rows.height, rows.width, lambda start, stop: whole[:, :, start:stop])
+        parts.append((start, rows.read(start, stop).contiguous(memory_format=torch.channels_last)))
+        rows.forget(stop)
+
+    def read(start: int, stop: int) -> Tensor:
+        found = [part[:, :, max(start - first, 0):stop - first] for first, part in parts
+                 if first < stop and start < first + part.shape[2]]
+        return torch.cat(found, dim=2)
+
+    def forget(row: int) -> None:
+        parts[:] = [(first, part) for first, part in parts if first + part.shape[2] > row]
+
+    return Rows(rows.height, rows.width, read, forget)
 
 
 def through_block(block: ResBlock, rows: Rows, pixels: int) -> Rows:
     """A residual block."""
-    h = convolved(block.conv1, normed(block.norm1, rows, pixels))
-    h = convolved(block.conv2, normed(block.norm2, h, pixels))
-    return Rows(rows.height, rows.width, lambda start, stop: block.skip(rows.read(start, stop)) + h.read(start, stop))
+    first = normed(block.norm1, rows, pixels)
+    second = normed(block.norm2, convolved(block.conv1, passed(first, rows)), pixels)
+
+    def read(start: int, stop: int) -> Tensor:
+        above = max(start - NEAR, 0)
+        near = those_of(rows.read(above, min(stop + NEAR, rows.height)), above, rows.height)
+        h = convolved(block.conv2, passed(second, convolved(block.conv1, passed(first, near))))
+        return block.skip(near.read(start, stop)) + h.read(start, stop)
+
+    return Rows(rows.height, rows.width, read, lambda row: rows.forget(row - NEAR))
 
 
 def convolved(conv: nn.Conv2d, rows: Rows) -> Rows:
-    """A 3x3 convolution: each strip needs a row more above and below, and zeros beyond the picture."""
+    """A 3x3 convolution."""
     def read(start: int, stop: int) -> Tensor:
-        x = rows.read(max(start - 1, 0), min(stop + 1, rows.height))
-        x = F.pad(x, (0, 0, int(start == 0), int(stop == rows.height)))
-        return F.conv2d(x, conv.weight, conv.bias, padding=(0, 1))
+        return F.conv2d(bordered(rows, start, stop), conv.weight, conv.bias, padding=(0, 1))
 
-    return Rows(rows.height, rows.width, read)
+    return Rows(rows.height, rows.width, read, lambda row: rows.forget(row - 1))
 
 
-def doubled(rows: Rows) -> Rows:
-    """Every pixel four times, as by interpolate(scale_factor=2, mode="nearest")."""
+def enlarged(conv: nn.Conv2d, rows: Rows) -> Rows:
+    """Every pixel four times, and then a 3x3 convolution."""
+    phases = Phases(conv)
+
     def read(start: int, stop: int) -> Tensor:
-        x = F.interpolate(rows.read(start // 2, (stop + 1) // 2), scale_factor=2.0, mode="nearest")
+        x = phases(bordered(rows, start // 2, (stop + 1) // 2))
         return x[:, :, start % 2:start % 2 + stop - start]
 
-    return Rows(2 * rows.height, 2 * rows.width, read)
+    return Rows(2 * rows.height, 2 * rows.width, read, lambda row: rows.forget(row // 2 - 1))
 
 
-def normed(norm: nn.GroupNorm, rows: Rows, pixels: int) -> Rows:
+def bordered(rows: Rows, start: int, stop: int) -> Tensor:
+    """Rows with one more above and below, which are zeros beyond the picture."""
+    x = rows.read(max(start - 1, 0), min(stop + 1, rows.height))
+    return F.pad(x, (0, 0, int(start == 0), int(stop == rows.height)))
+
+
+def passed(change: Callable[[Tensor], Tensor], rows: Rows) -> Rows:
+    """Rows of which each is changed by itself."""
+    return Rows(rows.height, rows.width, lambda start, stop: change(rows.read(start, stop)), rows.forget)
+
+
+def normed(norm: nn.GroupNorm, rows: Rows, pixels: int) -> Callable[[Tensor], Tensor]:
     """GroupNorm by the statistics of the whole picture, then SiLU.
 
     A norm whose statistics are given is what PyTorch calls batch normalisation in evaluation.
     """
     mean, var = statistics(norm, rows, pixels)
     weight, bias = norm.weight.to(mean.dtype), norm.bias.to(mean.dtype)
-
-    def read(start: int, stop: int) -> Tensor:
-        return F.silu(F.batch_norm(rows.read(start, stop), mean, var, weight, bias, eps=norm.eps))
-
-    return Rows(rows.height, rows.width, read)
+    return lambda x: F.silu(F.batch_norm(x, mean, var, weight, bias, eps=norm.eps), inplace=True)
 
 
 def statistics(norm: nn.GroupNorm, rows: Rows, pixels: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from torch import nn
 
 from minisd import vae_tiling
 from minisd.config import TINY_VAE, VAEConfig
+from minisd.layers import ResBlock
 from minisd.vae import VAE
-from minisd.vae_tiling import Rows, decode_in_strips
+from minisd.vae_tiling import Rows, decode_in_strips, those_of
 
 
 def random_vae(cfg: VAEConfig = TINY_VAE) -> VAE:
@@ -24,7 +25,7 @@ def random_vae(cfg: VAEConfig = TINY_VAE) -> VAE:
 
 
 def of(x: torch.Tensor) -> Rows:
-    return Rows(x.shape[2], x.shape[3], lambda start, stop: x[:, :, start:stop])
+    return those_of(x, 0, x.shape[2])
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 9), (12, 3), (1, 1)])
@@ -69,11 +70,26 @@ def test_the_parts() -> None:
     rows = of(x)
     for start, stop in ((0, 13), (0, 1), (12, 13), (3, 8)):
         assert torch.allclose(vae_tiling.convolved(conv, rows).read(start, stop), conv(x)[:, :, start:stop], atol=1e-6)
-        assert torch.allclose(vae_tiling.normed(norm, rows, 7).read(start, stop), F.silu(norm(x))[:, :, start:stop],
-                              atol=1e-5)
-    big = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        normed = vae_tiling.passed(vae_tiling.normed(norm, rows, 7), rows)
+        assert torch.allclose(normed.read(start, stop), F.silu(norm(x))[:, :, start:stop], atol=1e-5)
+    big = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     for start, stop in ((0, 26), (0, 1), (25, 26), (3, 8), (4, 7)):
-        assert torch.equal(vae_tiling.doubled(rows).read(start, stop), big[:, :, start:stop])
+        assert torch.allclose(vae_tiling.enlarged(conv, rows).read(start, stop), big[:, :, start:stop], atol=1e-6)
+
+
+def test_strips_are_let_go_once_the_next_block_has_come_by() -> None:
+    x, forgotten = torch.randn(1, 16, 24, 4), list[int]()
+    held = vae_tiling.kept(of(x), 16)             # strips of four rows
+    held.forget(9)
+    assert torch.equal(held.read(8, 24), x[:, :, 8:])
+    with pytest.raises(ValueError, match="empty"):
+        held.read(0, 8)
+    block = ResBlock(16, 16, 4, 1e-6).requires_grad_(False)
+    rows = vae_tiling.through_block(block, replace(of(x), forget=forgotten.append), 16)
+    assert torch.allclose(vae_tiling.kept(rows, 16).read(0, 24), block(x), atol=1e-5)
+    assert forgotten == [2, 6, 10, 14, 18, 22]    # of strips that end two rows further
+    vae_tiling.enlarged(nn.Conv2d(16, 16, 3).requires_grad_(False), rows).forget(20)
+    assert forgotten[-1] == 20 // 2 - 1 - 2
 
 
 def test_small_variances_far_from_zero_are_kept() -> None:

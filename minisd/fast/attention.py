@@ -4,14 +4,18 @@ PyTorch's own kernel keeps the scores out of memory as well, but multiplies by M
 On processors with AMX it multiplies by that, and is the faster.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from minisd.devices import cpu_flags
-from minisd.fast.onednn import inferring, product
+from minisd.fast.onednn import inferring, packed, product
 from minisd.layers import Attention
 
-LARGE = 1 << 19                                   # scores: fewer are left to PyTorch, and so many fit a cache
+LARGE = 1 << 19                                   # scores: fewer are left to PyTorch
+CHUNK = 1 << 20                                   # scores that fit a cache
+MODEST = 64.0                                     # scores whose powers of 2 neither overflow nor vanish, nor their sums
 ROWS = 64                                         # queries at least, however many keys: each pass reads all of those
 AMX = "amx_bf16"
 
@@ -22,7 +26,7 @@ def worthwhile() -> bool:
 
 
 class ChunkedAttention(Attention):
-    """The same projections; scores and their softmax in float32."""
+    """The same projections; scores and their powers in float32."""
 
     def forward(self, x: Tensor, context: Tensor, causal: bool = False) -> Tensor:  # [b, n, dim], [b, m, context_dim]
         if causal or not inferring() or x.shape[1] * context.shape[1] < LARGE:
@@ -37,9 +41,18 @@ class ChunkedAttention(Attention):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
-    keys, values = k.float().contiguous(), v.t().contiguous()
-    queries = q.float() * q.shape[1] ** -0.5
-    rows = max(LARGE // len(k), ROWS)
+    rows = min(max(CHUNK // len(k), ROWS), len(q))
+    queries, keys = q.float() * (q.shape[1] ** -0.5 / math.log(2)), k.float()    # 2 ** x is quicker than e ** x
+    modest = bool(longest(queries) * longest(keys) < MODEST)
+    keys, values = packed(keys, rows), packed(torch.cat([v, v.new_ones(len(v), 1)], dim=1).t(), rows)
     for part, out in zip(queries.split(rows), y.split(rows), strict=True):
-        weights = torch.softmax(product(part, keys), dim=1)          # [rows, m]
-        out.copy_(product(weights.to(v.dtype), values))
+        scores = product(part, keys)              # [rows, m]
+        if not modest:
+            scores -= scores.amax(dim=1, keepdim=True)
+        sums = product(scores.exp2_().to(v.dtype), values)           # [rows, d + 1], the weights' own sum the last
+        torch.div(sums[:, :-1], sums[:, -1:], out=out)
+
+
+def longest(vectors: Tensor) -> Tensor:
+    """The largest length of any: [n, d] -> []. No product of two is larger than that of their lengths."""
+    return torch.linalg.vector_norm(vectors, dim=1).amax()

@@ -34,6 +34,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def packed(weight: Tensor, rows: int) -> Tensor:
+    """A weight of `product`, laid out for it once where it is asked several times, with so many rows."""
+    return mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+
 class OneDNNLinear(nn.Linear):
     """The same weights, another multiplication."""
 

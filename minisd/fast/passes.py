@@ -15,13 +15,15 @@ from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv
 from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
+from minisd.fast.phases import PhasedStage
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
 from minisd.lora import LoRAConv2d, LoRALinear
+from minisd.vae import Stage
 
 M = TypeVar("M", bound=nn.Module)
 FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
     ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear,
-    LoRALinear: OneDNNLoRALinear}
+    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage}
 # Convolutions of 1x1, and others.
 CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] = {
     nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}

@@ -18,13 +18,17 @@ def made(dtype: torch.dtype, n: int, m: int) -> tuple[Attention, torch.Tensor, t
     return block.to(dtype), torch.randn(2, n, 32).to(dtype), torch.randn(2, m, 24).to(dtype)
 
 
+@pytest.mark.parametrize("modest", [attention.MODEST, 0.0])          # whether scores are taken as they are
 @pytest.mark.parametrize(("n", "m"), [(64, 64), (100, 77), (9, 300)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
-def test_chunks(dtype: torch.dtype, tolerance: float, n: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks(dtype: torch.dtype, tolerance: float, n: int, m: int, modest: float,
+                monkeypatch: pytest.MonkeyPatch) -> None:
     if not serves(torch.zeros(1, dtype=dtype)):
         pytest.skip(f"oneDNN does not compute in {dtype} here")
-    monkeypatch.setattr(attention, "LARGE", 640)  # several chunks, the last one shorter
+    monkeypatch.setattr(attention, "LARGE", 640)
+    monkeypatch.setattr(attention, "CHUNK", 640)  # several of them, the last one shorter
     monkeypatch.setattr(attention, "ROWS", 3)
+    monkeypatch.setattr(attention, "MODEST", modest)
     block, x, context = made(dtype, n, m)
     with torch.inference_mode():
         exact = block.double()(x.double(), context.double())
@@ -33,6 +37,14 @@ def test_chunks(dtype: torch.dtype, tolerance: float, n: int, m: int, monkeypatc
         found = block(x, context)
     error, usual = ((y.double() - exact).square().mean().sqrt() / exact.std() for y in (found, whole))
     assert error < tolerance and error < 2 * usual + 1e-6
+
+
+def test_scores_beyond_all_powers() -> None:
+    q, k, v = 100 * torch.randn(20, 4), 100 * torch.randn(30, 4), torch.randn(30, 4)
+    y = torch.empty_like(q)
+    attention.attend(q, k, v, y)
+    exact = torch.softmax(q.double() @ k.double().t() / 2, dim=1) @ v.double()
+    assert y.isfinite().all() and (y - exact).abs().max() < 2e-3
 
 
 def test_what_it_leaves_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
