@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd import attach, surgery
+from minisd import attach, surgery, words
 from minisd.attach import Merged
 from minisd.config import ModelConfig
 from minisd.errors import BAD_FILE, MinisdError
@@ -54,9 +54,6 @@ def fitting(source: str | Path, cfg: ModelConfig, models: Mapping[str, nn.Module
     if unused:
         log.warning("%s: %d of %d modules of the LoRA are not in the model and are left out: %s", source, len(unused),
                     len(adapter.entries), listed(unused))
-    if adapter.embeddings:
-        log.warning("%s: the LoRA brings words of its own, which are not used: %s", source,
-                    ", ".join(list(adapter.embeddings)[:SHOWN]))
     entries = {place: entry for place, entry in adapter.entries.items() if place not in unused}
     for place, entry in entries.items():
         must_fit(entry, models[place.part].get_submodule(place.path), source, place)
@@ -103,9 +100,16 @@ def must_fit(entry: Entry, module: nn.Module, source: str | Path, place: Place) 
 # ---------------------------------------------------------------- on and off
 def add_lora(sd: StableDiffusion, source: str | Path, strength: Weights = 1.0, name: str | None = None,
              allow_unused: bool = False) -> str:
-    """Attach a LoRA file to a pipeline's UNet and text encoders, and return the name it has there; see `fitting`."""
+    """Attach a LoRA file to a pipeline's UNet and text encoders, and return the name it has there; see `fitting`.
+
+    Words that the file brings along are taught.
+    """
     name = name or Path(source).stem.replace(".", "_")
-    put_on(sd, name, fitting(source, sd.cfg, parts(sd), allow_unused))
+    adapter = fitting(source, sd.cfg, parts(sd), allow_unused)
+    lessons = words.lessons_in(adapter.embeddings, sd.cfg, str(source))
+    words.must_differ([word.text for word in sd.text[0].cfg.words], lessons)
+    put_on(sd, name, adapter)
+    words.teach(sd, lessons, name)
     weigh_lora(sd, name, strength)
     return name
 
@@ -135,9 +139,11 @@ def weigh(sd: StableDiffusion, name: str, strength: Strength) -> None:
 
 
 def remove_lora(sd: StableDiffusion, name: str) -> None:
-    """Take a LoRA off; the models' weights have the bits they had."""
+    """Take a LoRA off, and the words it brought; the models' weights have the bits they had."""
     for model in wearing(sd, name).values():
         attach.detach(model, name)
+    for text in sd.text:
+        words.forget(text, [word.text for word in text.cfg.words if word.lora == name])
 
 
 def wearing(sd: StableDiffusion, name: str) -> dict[str, nn.Module]:

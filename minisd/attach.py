@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -73,7 +74,7 @@ def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
     for path, side in sides.items():
         host = hosted(passes.plain(model.get_submodule(path)))       # should the model have drawn already
         model.set_submodule(path, host)
-        host.lora[name] = side
+        host.lora[name] = side.to(host.weight.device)  # its strength too, which is made on the CPU
 
 
 def detach(model: nn.Module, name: str) -> dict[str, Side]:
@@ -119,14 +120,15 @@ class Merged:
 def merge(model: nn.Module) -> Merged:
     """Put plain modules with the sum of weight and side paths in place: no cost at all in use.
 
-    Summed in float32, and rounded once to the weight's dtype.
+    Multiplied and summed in float32, and rounded once to the weight's dtype.
     """
     before = Merged(model, dict(hosts(model)))
     for path, host in before.hosts.items():
         module = plain(passes.plain(host))
         total = host.weight.float()
         for side in host.lora.values():
-            total = total + cast(Side, side).strength.float() * cast(Side, side).delta().float()
+            exact = deepcopy(cast(Side, side)).float()
+            total = total + exact.strength * exact.delta()
         module.weight = nn.Parameter(total.to(host.weight.dtype), requires_grad=host.weight.requires_grad)
         model.set_submodule(path, module)
     return before

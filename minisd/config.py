@@ -88,6 +88,7 @@ class Word:
 
     text: str
     vectors: int = 1                              # tokens that it becomes
+    lora: str = ""                                # the adapter that brought it along and takes it away again, if any
 
     def __post_init__(self) -> None:
         if not self.text or self.text != " ".join(self.text.split()).lower() or set(self.text) & set("()[]|:\\"):

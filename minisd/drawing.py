@@ -9,7 +9,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
 from minisd.samplers.churn import Churn
 from minisd.samplers.recipes import Recipe, sampler
-from minisd.tags import Lora, check_alone
+from minisd.tags import EMBEDDING, Embedding, Lora, check_alone
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Drawing:
     hires: Hires | None = None
     fresh: Fresh = STILL
     loras: tuple[Lora, ...] = ()                  # in the order in which they are added
+    embeddings: tuple[Embedding, ...] = ()        # whose words the prompts say
     shortcuts: Shortcuts = EXACT
 
     def __post_init__(self) -> None:
         check_alone(self.loras)
+        check_alone(self.embeddings, EMBEDDING)
         in_range("steps", self.steps, *STEPS)
         in_range("cfg", self.guidance, *GUIDANCE)
         in_range("seed", self.seed, 0, SEEDS - 1)

@@ -15,13 +15,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Side(nn.Module):
-    """What an adapter adds to one module. `strength` is a tensor: changing it neither rebuilds nor recompiles."""
+    """What an adapter adds to one module.
+
+    `strength` and `scale` are tensors: another strength, or another adapter of the same shapes and name whatever its
+    alpha, neither rebuilds nor recompiles.
+    """
 
     strength: Tensor
+    scale: Tensor                                 # of its product of matrices, alpha / rank
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
         self.register_buffer("strength", torch.ones(()), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def delta(self) -> Tensor:
         """What it adds to the module's weight at strength 1, in the weight's shape."""
@@ -43,7 +49,7 @@ class LowRank(Side):
     """
 
     def __init__(self, down: Tensor, up: Tensor, alpha: float, mid: Tensor | None = None):
-        super().__init__()
+        super().__init__(alpha / down.shape[0])
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)  # [rank, in, ...], [out, rank, ...]
         self.mid = nn.Parameter(mid) if mid is not None else None  # [rank, rank, k, k]
         self.alpha = alpha
@@ -51,10 +57,6 @@ class LowRank(Side):
     @property
     def rank(self) -> int:
         return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
     def delta(self) -> Tensor:
         up = self.up.flatten(1)                   # [out, rank]
@@ -79,14 +81,13 @@ class Hadamard(Side):
     """LoHa (Hyeon-Woo et al., arXiv 2108.06098, eq. 2): the product, number by number, of two low-rank matrices."""
 
     def __init__(self, w1: tuple[Tensor, Tensor], w2: tuple[Tensor, Tensor], alpha: float, shape: tuple[int, ...]):
-        super().__init__()
+        super().__init__(alpha / w1[1].shape[0])
         self.w1_a, self.w1_b = map(nn.Parameter, w1)  # [out, rank], [rank, in * k * k]
         self.w2_a, self.w2_b = map(nn.Parameter, w2)
         self.alpha, self.shape = alpha, shape     # shape: of the module's weight
 
     def delta(self) -> Tensor:
-        scale = self.alpha / self.w1_b.shape[0]
-        return (scale * (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(self.shape)
+        return (self.scale * (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(self.shape)
 
 
 class Kronecker(Side):
@@ -96,7 +97,8 @@ class Kronecker(Side):
     """
 
     def __init__(self, w1: tuple[Tensor, ...], w2: tuple[Tensor, ...], alpha: float, shape: tuple[int, ...]):
-        super().__init__()
+        ranks = [factor[1].shape[0] for factor in (w1, w2) if len(factor) > 1]
+        super().__init__(alpha / ranks[0] if ranks else 1.0)
         self.w1, self.w2 = nn.ParameterList(w1), nn.ParameterList(w2)
         self.alpha, self.shape = alpha, shape
 
@@ -104,9 +106,7 @@ class Kronecker(Side):
         w1, w2 = self.factor(self.w1), self.factor(self.w2)
         if w2.dim() == 4:                         # of a convolution the second factor has the kernel
             w1 = w1[:, :, None, None]
-        ranks = [factor[1].shape[0] for factor in (self.w1, self.w2) if len(factor) > 1]
-        scale = self.alpha / ranks[0] if ranks else 1.0
-        return (scale * torch.kron(w1, w2)).reshape(self.shape)
+        return (self.scale * torch.kron(w1, w2)).reshape(self.shape)
 
     @staticmethod
     def factor(parts: nn.ParameterList) -> Tensor:

@@ -47,7 +47,9 @@ def a1111(drawn: Drawn) -> str:
         "CFG scale": what.guidance, "Image CFG scale": what.image_guidance, "Seed": what.seed,
         "Size": f"{what.width}x{what.height}", "Model hash": drawn.model_sha256[:10], "Model": drawn.model,
         **_shortened(what.shortcuts),
-        **_begun(what), **_guided(what.guide), **_stirred(what.fresh), "Lora hashes": _hashes(what.loras),
+        **_begun(what), **_guided(what.guide), **_stirred(what.fresh),
+        "Lora hashes": _hashes(what.loras),
+        "TI hashes": ", ".join(f"{one.name}: {one.sha256[:12]}" for one in what.embeddings) or None,
         "Version": f"minisd {drawn.version}",
     }
     lines = [f"{what.prompt} {' '.join(f'<lora:{lora}>' for lora in what.loras)}" if what.loras else what.prompt]

@@ -27,6 +27,17 @@ HASH = re.compile("[0-9a-f]{12}")
 WORDS = ("te", "unet", "in", "mid", "out")
 
 
+class Kind(NamedTuple):
+    """A kind of file that drawings name: what it is called, and the option that gives one."""
+
+    noun: str
+    a_noun: str
+    option: str
+
+
+LORA, EMBEDDING = Kind("LoRA", "a LoRA", "--lora"), Kind("embedding", "an embedding", "--embedding")
+
+
 @dataclass(frozen=True)
 class Strength:
     """How much of a LoRA is added where. In the UNet () and None are as `unet` says."""
@@ -90,21 +101,32 @@ class Lora:
         return f"{self.name}:{self.strength}"
 
 
-def check_name(name: str) -> None:
+@dataclass(frozen=True)
+class Embedding:
+    """An embedding (textual inversion) whose word a picture's prompts say."""
+
+    name: str
+    sha256: str                                   # of its file
+
+    def __post_init__(self) -> None:
+        check_name(self.name, EMBEDDING)
+        check_sha256(self.sha256)
+
+
+def check_name(name: str, kind: Kind = LORA) -> None:
     """Refuses names that tags cannot say, and paths that lead out of a folder: files of strangers hold names, too."""
     if not NAME.fullmatch(name) or name.startswith("/") or ".." in name.split("/"):
-        raise MinisdError(f"{name[:60]!r} cannot be the name of a LoRA", "--lora", "it leads elsewhere, or has one of "
-                          '< > : " \\', "rename the file, or give another name", USAGE)
+        raise MinisdError(f"{name[:60]!r} cannot be the name of {kind.a_noun}", kind.option, "it leads elsewhere, or "
+                          'has one of < > : " \\', "rename the file, or give another name", USAGE)
 
 
-def check_alone(loras: Sequence[Lora]) -> None:
+def check_alone(files: Sequence[Lora] | Sequence[Embedding], kind: Kind = LORA) -> None:
     """Refuses a file that is asked for twice."""
     seen: dict[str, str] = {}
-    for one in loras:
+    for one in files:
         if one.sha256 in seen:
-            raise MinisdError(f"the LoRA {one.name!r} is given twice", "--lora" if one.name == seen[one.sha256] else
-                              f"as {seen[one.sha256]!r}, too", remedy="give it once, in the prompt or by --lora",
-                              code=USAGE)
+            where = kind.option if one.name == seen[one.sha256] else f"as {seen[one.sha256]!r}, too"
+            raise MinisdError(f"the {kind.noun} {one.name!r} is given twice", where, remedy="give it once", code=USAGE)
         seen[one.sha256] = one.name
 
 

@@ -194,8 +194,9 @@ def spans(steps: Sequence[int]) -> str:
 def _token_lines(tokenizer: Tokenizer, reading: Reading) -> Iterator[str]:
     """Each window, its tokens, and their weights where they are not 1."""
     windows = split(tokenizer, reading)
+    learnt = {token: word for word, tokens in tokenizer.learnt.items() for token in tokens}
     for number, tokens in enumerate(windows, start=1):
         yield f"  window {number} of {len(windows)}, {len(tokens)} of {tokenizer.room} tokens"
         for token, weight in tokens:
-            spelt = _printable(tokenizer.decode([token])) or "(start or end)"
+            spelt = _printable(learnt.get(token) or tokenizer.decode([token])) or "(start or end)"
             yield f"  {token:7}  {spelt:16}{'' if weight == 1 else f' × {weight:.4g}'}".rstrip()

@@ -56,6 +56,11 @@ def _learnt(words: tuple[Word, ...]) -> regex.Pattern[str]:
         for text in each))
 
 
+def learnt_in(text: str, words: tuple[Word, ...]) -> set[str]:
+    """Which of these words a text says."""
+    return set(_learnt(words).findall(clean(text)))
+
+
 def _refused(what: str, allowed: str) -> MinisdError:
     return MinisdError(what=what, where="Tokenizer", remedy=f"give {allowed}", code=USAGE)
 

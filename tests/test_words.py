@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minisd import store, words
 from minisd.config import CLIPTextConfig, Word
@@ -9,6 +10,8 @@ from minisd.errors import MinisdError
 from minisd.text import tokenizer_of
 from minisd.tokenizer import SMALLEST_VOCAB, Tokenizer
 from tests import tiny_model
+from weights_convert import embedding as words_of_files
+from weights_convert.lora.names import FAMILIES
 
 TAUGHT = Tokenizer(vocab_size=SMALLEST_VOCAB, window=40, words=(Word("<cat>"), Word("sks", 2), Word("<cat> toy")))
 CAT, SKS, TOY = [SMALLEST_VOCAB], [SMALLEST_VOCAB + 1, SMALLEST_VOCAB + 2], [SMALLEST_VOCAB + 3]
@@ -94,6 +97,17 @@ def test_a_model_with_words_is_saved_and_read_whole(sd, tmp_path):
     assert torch.equal(again.encode(["a sks"]).context, sd.encode(["a sks"]).context)
 
 
+def test_what_is_forgotten_leaves_the_others_their_rows(sd):
+    text = sd.text[0]
+    for n, word in enumerate((Word("sks", 2), Word("<cat>"), Word("<dog>", 3))):
+        words.learn(text, word, rows(sd, word.vectors, seed=n))
+    words.forget(text, {"<cat>", "<unknown>"})
+    assert text.cfg.words == (Word("sks", 2), Word("<dog>", 3))
+    assert torch.equal(text.token.extra, torch.cat([rows(sd, 2, 0), rows(sd, 3, 2)]))
+    words.forget(text, {"sks", "<dog>"})
+    assert text.cfg.words == () and text.token.extra is None
+
+
 # --- files ---
 
 
@@ -102,21 +116,60 @@ def save_pt(tensors, path):
     return path
 
 
+def a1111(vectors):
+    """As A1111's trainer writes it; its parameter is one that learns."""
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(vectors)}, "name": "other",
+            "step": 500, "sd_checkpoint": "1a2b", "sd_checkpoint_name": "model"}
+
+
 def test_files_of_other_programs(sd, tmp_path):
-    """A1111's .pt as its trainer writes it, diffusers' .bin, and both programs' safetensors."""
+    """A1111's .pt, diffusers' .bin, and both programs' safetensors: the file's name, and what the file says."""
     one, two = rows(sd), rows(sd, 2)
-    a1111 = {"string_to_token": {"*": 265}, "string_to_param": {"*": two}, "name": "other", "step": 500,
-             "sd_checkpoint": "1a2b", "sd_checkpoint_name": "model"}
-    for path, word, vectors in ((save_pt(a1111, tmp_path / "my-style.pt"), "my-style", two),
-                                (save_pt({"<cat>": one[0]}, tmp_path / "learned_embeds.bin"), "<cat>", one)):
-        assert words.read_embedding(path)[0] == word
-        assert torch.equal(words.read_embedding(path)[1], vectors)
-    words.write_embedding(tmp_path / "x.safetensors", "<dog>", two, {"note": "mine"})
-    assert words.read_embedding(tmp_path / "x.safetensors")[0] == "<dog>"
-    words.write_embedding(tmp_path / "Named.safetensors", "emb_params", two)
+    files = {
+        save_pt(a1111(two), tmp_path / "My-Style v1.5.pt"): (("my-style v1.5",), two),
+        save_pt({"<cat>": one[0]}, tmp_path / "learned_embeds.bin"): (("<cat>", "learned_embeds"), one),
+        save_pt({"<cat>": one[0].half()}, tmp_path / "x.bin"): (("<cat>",), one.half()),       # x is a word already
+        tmp_path / "bad-hands-5.safetensors": (("bad-hands-5",), two),
+        tmp_path / "sks.safetensors": (("<dog>", "sks"), two)}
+    save_file({"emb_params": two}, tmp_path / "bad-hands-5.safetensors")
+    words_of_files.write_embedding(tmp_path / "sks.safetensors", "<dog>", two, {"note": "mine"})
+    for path, (told, vectors) in files.items():
+        lesson = words.lesson_of(path, sd.cfg)
+        assert lesson.words == told
+        assert torch.equal(lesson.vectors["text"], vectors)
+
+
+def test_the_original_programs_files(sd, tmp_path):
+    """Gal et al.'s own code saves a ParameterDict."""
+    two = rows(sd, 2)
+    save_pt({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": two})},
+            tmp_path / "toys.pt")
+    lesson = words.lesson_of(tmp_path / "toys.pt", sd.cfg)
+    assert lesson.words == ("toys",) and torch.equal(lesson.vectors["text"], two)
+
+
+def test_taught_by_a_file(sd, tmp_path):
+    words_of_files.write_embedding(tmp_path / "Named.safetensors", "emb_params", rows(sd, 2))
+    words_of_files.write_embedding(tmp_path / "x.safetensors", "<dog>", rows(sd, 2))
     assert words.add_embedding(sd, tmp_path / "Named.safetensors") == "named"
     assert words.add_embedding(sd, tmp_path / "x.safetensors", "Sks") == "sks"
-    assert [(word.text, word.vectors) for word in sd.text[0].cfg.words] == [("named", 2), ("sks", 2)]
+    assert words.add_embedding(sd, tmp_path / "x.safetensors") == "<dog>"
+    assert [(word.text, word.vectors) for word in sd.text[0].cfg.words] == [("named", 2), ("sks", 2), ("<dog>", 2)]
+
+
+def test_a_word_of_two_text_encoders(tmp_path):
+    """SDXL's files: a tensor for each."""
+    cfg = FAMILIES["SDXL"]
+    widths = [text.width for text in cfg.text]
+    tensors = {key: torch.randn(3, width) for key, width in zip(("clip_l", "clip_g"), widths, strict=True)}
+    save_file(tensors, tmp_path / "negative-xl.safetensors")
+    lesson = words.lesson_of(tmp_path / "negative-xl.safetensors", cfg)
+    assert lesson.words == ("negative-xl",)
+    assert torch.equal(lesson.vectors["text"], tensors["clip_l"])
+    assert torch.equal(lesson.vectors["text_2"], tensors["clip_g"])
+    save_file({"emb_params": tensors["clip_l"]}, tmp_path / "sd1-negative.safetensors")
+    with pytest.raises(MinisdError, match="another model"):
+        words.lesson_of(tmp_path / "sd1-negative.safetensors", cfg)
 
 
 def test_a_word_changes_pictures_that_say_it_and_no_others(sd, tmp_path):
@@ -124,25 +177,34 @@ def test_a_word_changes_pictures_that_say_it_and_no_others(sd, tmp_path):
         return sd.txt2img(prompt, steps=2, size=(64, 64))[0].tobytes()
 
     without, unknown = draw("a disc"), draw("a <cat>")
-    words.write_embedding(tmp_path / "x.safetensors", "<cat>", 3 * rows(sd, 2))
+    words_of_files.write_embedding(tmp_path / "x.safetensors", "<cat>", 3 * rows(sd, 2))
     words.add_embedding(sd, tmp_path / "x.safetensors")
     assert draw("a disc") == without and draw("a <cat>") != unknown
 
 
-@pytest.mark.parametrize("tensors, said", [
-    ({"a": torch.ones(3, 4), "b": torch.ones(3, 4)}, "holds 2 tensors"), ({"a": torch.ones(2, 3, 4)}, r"\[2, 3, 4\]"),
-    ({"a": torch.ones(2, 4, dtype=torch.int64)}, "int64"), ({"a": torch.full((1, 4), torch.nan)}, "NaN"),
-    ({"a": torch.ones(1, 5)}, "another text encoder"), ({"a:b": torch.ones(1, 32)}, "cannot be a word"),
+@pytest.mark.parametrize("tensors, code, said", [
+    ({"a": torch.ones(3, 4), "b": torch.ones(3, 4)}, 3, "holds 2 tensors"),
+    ({"a": torch.ones(2, 3, 4)}, 3, r"\[2, 3, 4\]"), ({"a": torch.ones(0, 32)}, 3, r"\[0, 32\]"),
+    ({"a": torch.ones(2, 4, dtype=torch.int64)}, 3, "int64"), ({"a": torch.full((1, 4), torch.nan)}, 5, "NaN"),
+    ({"<a>": torch.ones(1, 1024)}, 3, r"1024 numbers \(SD2\); this model's have 32"),
+    ({"<a>": torch.ones(1, 768)}, 3, r"768 numbers \(SD1\)"), ({"a:b": torch.ones(1, 32)}, 3, "rename the file"),
+    ({"*": torch.ones(1, 32)}, 3, "the model knows the word 'x' already"),
 ])
-def test_what_is_no_embedding_of_this_model(sd, tmp_path, tensors, said):
-    with pytest.raises(MinisdError, match=said):
+def test_what_is_no_embedding_of_this_model(sd, tmp_path, tensors, code, said):
+    with pytest.raises(MinisdError, match=said) as error:
         words.add_embedding(sd, save_pt(tensors, tmp_path / "x.pt"))
+    assert error.value.code == code
 
 
 def test_the_same_word_twice_and_words_with_spaces(sd, tmp_path):
-    words.write_embedding(tmp_path / "x.safetensors", "sks", rows(sd))
-    words.add_embedding(sd, tmp_path / "x.safetensors")
-    with pytest.raises(MinisdError, match="each at most once"):
-        words.add_embedding(sd, tmp_path / "x.safetensors")
+    for name in ("x", "y"):
+        words_of_files.write_embedding(tmp_path / f"{name}.safetensors", "sks", rows(sd))
+    lessons = [words.lesson_of(tmp_path / f"{name}.safetensors", sd.cfg) for name in ("x", "y")]
+    with pytest.raises(MinisdError, match="'sks' is taught twice"):
+        words.teach(sd, lessons)
+    assert sd.text[0].cfg.words == ()
+    words.teach(sd, lessons[:1])
+    with pytest.raises(MinisdError, match="'sks' is taught twice"):
+        words.teach(sd, lessons[1:])
     with pytest.raises(MinisdError, match="no word with spaces"):
-        words.write_embedding(tmp_path / "y.safetensors", "a b", rows(sd))
+        words_of_files.write_embedding(tmp_path / "z.safetensors", "a b", rows(sd))

@@ -15,7 +15,7 @@ from torch import Tensor
 from weights_convert.archive import Item, read_archive
 from weights_convert.limits import named
 from weights_convert.mapped import CHUNK, Mapped, Span, shown
-from weights_convert.pickled import Machine, Malformed
+from weights_convert.pickled import Machine, Malformed, Parameters
 from weights_convert.pieces import CALLS, Piece, storage
 
 LONGEST_PICKLE = 2 ** 24
@@ -93,7 +93,7 @@ def weights(content: Any) -> tuple[dict[str, Piece], list[str]]:
         raise Malformed("it holds no dictionary of weights; a whole module may have been saved, not its state_dict")
     state, notes = content, []
     if inner := next((key for key in NESTS if key in content), None):
-        state = content[inner]
+        state = content[inner].held if type(content[inner]) is Parameters else content[inner]
         if rest := [shown(key) for key in content if type(key) is str and key != inner]:
             notes.append(f"ignored beside {inner}: {', '.join(rest[:20])}")
         if type(state) is not dict:

@@ -42,6 +42,21 @@ class Stub:
         self.name = name
 
 
+class Parameters:
+    """A ParameterDict: what it holds is in the state that it is built of."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: dict[Any, Any] = {}
+
+    def build(self, state: Any) -> None:
+        parameters = state.get("_parameters") if type(state) is dict else None
+        if type(parameters) is not dict:
+            raise Malformed("a dictionary of parameters that holds none")
+        self.held = parameters
+
+
 class Machine:
     """Follows one pickle: `calls` are all that can happen, `persistent` reads what it says lies outside of it,
     `most` is how many instructions it may have."""
@@ -140,8 +155,9 @@ class Machine:
                 args = self.marked()
                 self.stack.append(self.called(Global(".".join(arg.split(" ", 1))), tuple(args)))
             case "BUILD":
-                self.stack.pop()                   # the state of an object; a state dict's holds its layout versions
-                self.stack[-1]
+                state = self.stack.pop()           # of an object; a state dict's holds its layout versions
+                if type(self.stack[-1]) is Parameters:
+                    self.stack[-1].build(state)
             case "BINPERSID":
                 self.stack.append(self.persistent(self.stack.pop()))
             case "EXT1" | "EXT2" | "EXT4":

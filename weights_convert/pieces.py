@@ -9,7 +9,7 @@ import torch
 from weights_convert import limits
 from weights_convert.archive import Item
 from weights_convert.mapped import shown
-from weights_convert.pickled import Global, Malformed
+from weights_convert.pickled import Global, Malformed, Parameters
 
 STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -98,4 +98,5 @@ def ordered(args: tuple[Any, ...]) -> dict[Any, Any]:
 CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor_v2": tensor_v2, "torch._utils._rebuild_tensor_v3": tensor_v3,
     "torch._utils._rebuild_parameter": first, "collections.OrderedDict": ordered,
+    "torch.nn.modules.container.ParameterDict": lambda args: Parameters(),
 }

@@ -1,6 +1,6 @@
 """Options to drawings and back: what is left open is as the model likes it best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,8 +12,9 @@ from minisd.drawing import STANDARD, Defaults, Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.options import COUNT, SEED, Hires, Noise, Options, changed
 from minisd.generate.shelf import unlent
+from minisd.prompt import read
 from minisd.ranges import STEPS
-from minisd.tags import Ask, Lora, taken_out
+from minisd.tags import Ask, Embedding, Lora, taken_out
 
 SIDE = 512                                        # stands for the model's own size until it is known
 
@@ -27,11 +28,17 @@ class Shot(NamedTuple):
 
 Look = Callable[[Path, str], Shot]                # at a file, which is an "image" or a "mask"
 Lend = Callable[[Path, Sequence[str], Sequence[Ask]], tuple[Lora, ...]]     # LoRAs by options and by tags, of a folder
+Say = Callable[[Path, Sequence[str], Collection[str]], tuple[Embedding, ...]]   # by options, those that texts say
 
 
 def unseen(path: Path, kind: str) -> Shot:
     """Stands for a picture until it is opened."""
     return Shot("0" * 64, (SIDE, SIDE))
+
+
+def unsaid(folder: Path, options: Sequence[str], texts: Collection[str]) -> tuple[Embedding, ...]:
+    """Stands for embeddings until their words are known."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Habits:
     side: int = SIDE
     look: Look = unseen
     lend: Lend = unlent
+    say: Say = unsaid
 
 
 def check(options: Options) -> None:
@@ -63,15 +71,23 @@ def drawing(options: Options, prompt: str, habits: Habits) -> Drawing:
     picture, own = options.picture, habits.own
     start, mask, size = beginning(options, habits)
     text, tags = taken_out(prompt)
-    return Drawing(text, negative(options),
-                   own.steps if picture.steps is None else picture.steps,
+    steps = own.steps if picture.steps is None else picture.steps
+    return Drawing(text, negative(options), steps,
                    own.guidance if picture.cfg is None else picture.cfg,
                    own.sampler if picture.sampler is None else picture.sampler,
                    SEED if picture.seed is None else picture.seed,
                    size[0] if picture.width is None else picture.width,
                    size[1] if picture.height is None else picture.height,
                    guide(options), start, mask, options.guidance.image_cfg, hires(options.hires), fresh(options.noise),
-                   habits.lend(options.lora_dir, picture.lora, tags), shortcuts=shortcuts(options))
+                   habits.lend(options.lora_dir, picture.lora, tags),
+                   habits.say(options.lora_dir, picture.embedding, spoken([text, negative(options)], steps))
+                   if picture.embedding else (), shortcuts(options))
+
+
+def spoken(prompts: Sequence[str], steps: int) -> list[str]:
+    """Every text that is read at any time, as it is read."""
+    return list(dict.fromkeys(piece.text for prompt in prompts for reading in read(prompt).readings(steps)
+                              for part in reading for piece in part))
 
 
 def negative(options: Options) -> str:
@@ -140,11 +156,6 @@ def fresh(given: Noise) -> Fresh:
                  1.0 if given.churn_noise is None else given.churn_noise)
 
 
-def loras_of(drawings: Sequence[Drawing]) -> list[Lora]:
-    """All that any of them is drawn with."""
-    return [lora for one in drawings for lora in one.loras]
-
-
 def shortcuts(options: Options) -> control.Shortcuts:
     """What is not computed in full."""
     given = options.shortcuts
@@ -163,6 +174,8 @@ def recorded(drawing: Drawing) -> dict[str, Any]:
                            "reuse_features": drawing.shortcuts.reuse, "merge_tokens": drawing.shortcuts.merge}
     if drawing.loras:
         own["lora"] = tuple(map(str, drawing.loras))
+    if drawing.embeddings:
+        own["embedding"] = tuple(one.name for one in drawing.embeddings)
     if drawing.guide.ramp:
         own["cfg_ramp"] = ",".join(map(repr, drawing.guide.ramp))
     if drawing.guide.interval:

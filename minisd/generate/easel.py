@@ -40,8 +40,12 @@ class Easel:
     out: Path
     share: Share
     pictures: Mapping[str, Image.Image]           # that drawings begin from, by fingerprint
-    wardrobe: Wardrobe                            # of the drawings' LoRAs
+    wardrobe: Wardrobe                            # of the drawings' LoRAs and words
     every: int | None = None                      # steps between previews
+
+    def batches(self, drawings: Sequence[Drawing], batch: int) -> Iterator[list[Drawing]]:
+        """The drawings in order, in runs that can be drawn together."""
+        return self.wardrobe.batches(self.sd, drawings, batch)
 
     def missing(self, drawings: Sequence[Drawing], places: Sequence[Place], batch: int) -> list[list[Order]]:
         """This process's batches of what is not there.
@@ -51,7 +55,7 @@ class Easel:
         """
         rest = iter(places)
         batches = [[Order(one, place.path is None, place.number) for one, place in zip(group, rest, strict=False)]
-                   for group in self.sd.batches(drawings, batch)]
+                   for group in self.batches(drawings, batch)]
         return [group for group in self.share.of(batches) if any(order.written for order in group)]
 
     def draw(self, batches: Sequence[Sequence[Order]]) -> Iterator[tuple[Path, Image.Image]]:
@@ -66,7 +70,7 @@ class Easel:
         with tqdm(total=steps, unit="step", disable=None, desc=self.share.name.strip(": ") or None) as bar:
             for group in batches:
                 with enough_memory():
-                    self.wardrobe.wear(self.sd, group[0].drawing.loras)
+                    self.wardrobe.wear(self.sd, group[0].drawing)
                     pictures = self.sd.draw([order.drawing for order in group], step, self.pictures)
                 yield from self._write(pictures, group)
 

@@ -30,8 +30,10 @@ from minisd.generate import drawings, request
 from minisd.generate.options import BATCH, GROUPS, MODEL, Many, Options, chosen
 from minisd.generate.shelf import Shelf
 from minisd.shares import Share, share
+from minisd.tags import EMBEDDING, LORA
 
 OPTIONS = [each.name for cls in GROUPS.values() for each in fields(cls)]          # the options of a picture
+LISTS = ("lora", "embedding")                     # those of which a cell may have several
 CELLS = 10_000
 NAMES = ("z", "y", "x")                           # the last turns fastest
 
@@ -106,7 +108,8 @@ class Plan:
     title: str                                    # the prompt, where it is the same in all
     name: str                                     # of the grid's file
     share: Share
-    shelf: Shelf
+    shelf: Shelf                                  # of LoRAs
+    library: Shelf                                # of embeddings
 
     @property
     def models(self) -> list[str]:
@@ -134,21 +137,21 @@ def planned(options: Options) -> Plan:
     grid = schema.read_file(Grid, path)
     given = chosen(options) | ({"prompt": options.prompt[0]} if options.prompt else {})
     fixed = {name.replace("-", "_"): value for name, value in grid.options.items()} | given
-    shelf = Shelf()
+    shelf, library = Shelf(LORA), Shelf(EMBEDDING)
     try:
         check_axes(grid, fixed)
         cells = [cell_of(options, fixed, grid, values)
                  for values in product(*(axis.values for axis in grid.axes.values()))]
         request.check(options, list(dict.fromkeys(cell.prompt for cell in cells)))
         for cell in cells:
-            request.lend(cell.options, [cell.prompt], shelf)
+            request.lend(cell.options, [cell.prompt], shelf, library)
     except MinisdError as error:
         error.where = f"{path}, {error.where}" if error.where else str(path)
         raise
     us = share()
     request.make_folder(options, us)
     title = "" if any(axis.name == "prompt" for axis in grid.axes.values()) else fixed["prompt"]
-    return Plan(options, cells, grid.shape, title, path.stem, us, shelf)
+    return Plan(options, cells, grid.shape, title, path.stem, us, shelf, library)
 
 
 def check_axes(grid: Grid, fixed: Mapping[str, Any]) -> None:
@@ -160,7 +163,7 @@ def check_axes(grid: Grid, fixed: Mapping[str, Any]) -> None:
             raise MinisdError(f"{name!r} is not an option of a picture", why=f"near: {', '.join(near)}" if near else "",
                               remedy=f"one of {', '.join(sorted(known))}", code=USAGE)
     for name, axis in grid.axes.items():
-        kinds = (str,) if axis.search is not None else (str, int, float, *([list] if axis.name == "lora" else []))
+        kinds = (str,) if axis.search is not None else (str, int, float, *([list] if axis.name in LISTS else []))
         if not axis.values or any(type(value) not in kinds for value in axis.values):
             raise MinisdError(f"the values of axis {name}: {axis.values!r}"[:300],
                               remedy="give texts" if axis.search is not None else "give texts or numbers", code=USAGE)
@@ -183,8 +186,9 @@ def cell_of(options: Options, fixed: Mapping[str, Any], grid: Grid, values: Sequ
     prompt = named.pop("prompt", None)
     if not isinstance(prompt, str):
         raise MinisdError("no prompt", remedy='give one in [options], such as prompt = "a red apple"', code=USAGE)
-    if isinstance(named.get("lora"), str):        # one may stand for itself
-        named["lora"] = [named["lora"]] if named["lora"] else []
+    for name in LISTS:
+        if isinstance(named.get(name), str):      # one may stand for itself
+            named[name] = [named[name]] if named[name] else []
     groups: dict[str, Any] = {}
     for group, cls in GROUPS.items():
         own = [each.name for each in fields(cls) if each.name in named]

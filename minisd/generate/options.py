@@ -44,6 +44,8 @@ class Picture:
     lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE|NAME[:STRENGTH]", help_behavior_hint="")] = ()
     """Such as style.safetensors:0.8, several times if need be; <lora:style:0.8> in a prompt asks for it there alone.
     NAME:0.8:te=0.5:in=1:mid=0:out=0.5 weighs the text encoders and the UNet's way down, middle and way up apart."""
+    embedding: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FILE|NAME", help_behavior_hint="")] = ()
+    """A textual inversion, several times if need be: prompts say its word, or its file's name."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Options:
     from_image: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="")] = None
     """Draw a written picture again; options given beside it replace its own."""
     lora_dir: Annotated[Path, arg(metavar="FOLDER")] = Path(".")
-    """Where LoRAs lie that are asked for by name."""
+    """Where LoRAs and embeddings lie that are asked for by name."""
     allow_unused: bool = False
     """Take of a LoRA what the model has modules for, as a pruned one may not have all, and say what is left out."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("pictures")

@@ -7,7 +7,8 @@ from PIL.Image import Image
 from minisd import images
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.album import Album
-from minisd.generate.drawings import Habits, drawings, loras_of
+from minisd.generate.dictionary import Dictionary
+from minisd.generate.drawings import Habits, drawings
 from minisd.generate.easel import Easel, Order
 from minisd.generate.gallery import places, say_how_many
 from minisd.generate.options import BATCH, MODEL, Options
@@ -29,9 +30,12 @@ def draw(request: Request) -> None:
     if drawn is not None:
         check_model(drawn, source.sha256)
         drawn.drawing.check_pictures(album.pictures)
-    wanted = drawings(options, request.prompts, Habits(source.own, source.cfg.size, album.look, request.shelf.lend))
+    words = Dictionary(request.library, source.cfg)
+    habits = Habits(source.own, source.cfg.size, album.look, request.shelf.lend, words.say)
+    wanted = drawings(options, request.prompts, habits)
+    words.tell_unsaid(wanted)
     album.check(wanted)
-    wardrobe = wardrobe_of(request.shelf.files, loras_of(wanted), source.cfg, options.allow_unused)
+    wardrobe = wardrobe_of(request.shelf.files, words.lessons, wanted, source.cfg, options.allow_unused)
     easel = Easel(source.load(), source.sha256, options.out, request.share, album.pictures, wardrobe,
                   options.preview_every)
     if drawn is not None and request.again:
@@ -42,7 +46,7 @@ def draw(request: Request) -> None:
         say_how_many(there, options.out)
         list(easel.draw(easel.missing(wanted, there, options.many.batch or BATCH)))
     else:
-        groups = easel.sd.batches(wanted, options.many.batch or BATCH)
+        groups = easel.batches(wanted, options.many.batch or BATCH)
         drawn_now = easel.draw([[Order(one) for one in group] for group in groups])
         contact_sheet([picture for _, picture in drawn_now], options)
 

@@ -15,7 +15,7 @@ from minisd.prompt import read
 from minisd.ranges import SEEDS, STEPS, in_range
 from minisd.samplers.recipes import sampler
 from minisd.shares import Share, share
-from minisd.tags import taken_out
+from minisd.tags import EMBEDDING, LORA, Kind, taken_out
 
 COUNTS, BATCHES = (1, 10_000), (1, 64)
 LARGEST_FILE = 1 << 24                            # bytes of a file of prompts
@@ -30,7 +30,8 @@ class Request:
     drawn: Drawn | None                           # the recorded picture of --from-image
     again: bool                                   # it is drawn once more, and no others like it
     share: Share
-    shelf: Shelf
+    shelf: Shelf                                  # of LoRAs
+    library: Shelf                                # of embeddings
 
 
 def asked(options: Options) -> Request:
@@ -41,14 +42,21 @@ def asked(options: Options) -> Request:
     if again and not us.alone:
         raise MinisdError("one picture cannot be shared by processes", "--from-image", remedy="start one process",
                           code=USAGE)
-    shelf = Shelf() if drawn is None or options.picture.lora else Shelf(
-        {lora.name: lora.sha256 for lora in drawn.drawing.loras})
+    shelf, library = Shelf(LORA, recorded(drawn, options, LORA)), Shelf(EMBEDDING, recorded(drawn, options, EMBEDDING))
     options = options if drawn is None else remembering(options, drawn)
     prompts = read_prompts(options)
     check(options, prompts)
-    lend(options, prompts, shelf)
+    lend(options, prompts, shelf, library)
     make_folder(options, us)
-    return Request(options, prompts, drawn, again, us, shelf)
+    return Request(options, prompts, drawn, again, us, shelf, library)
+
+
+def recorded(drawn: Drawn | None, options: Options, kind: Kind) -> dict[str, str]:
+    """The sha256 that names must have, as a recorded picture knows them; none where others are given."""
+    given = options.picture.lora if kind == LORA else options.picture.embedding
+    if drawn is None or given:
+        return {}
+    return {one.name: one.sha256 for one in (drawn.drawing.loras if kind == LORA else drawn.drawing.embeddings)}
 
 
 def questioned(options: Options) -> list[str]:
@@ -133,8 +141,9 @@ def check(options: Options, prompts: Sequence[str]) -> None:
         read(taken_out(prompt)[0]).readings(options.picture.steps or STANDARD.steps)    # refuses absurd weights
 
 
-def lend(options: Options, prompts: Sequence[str], shelf: Shelf) -> None:
-    """Find the LoRAs of all prompts; one that is not there is told before anything is loaded."""
+def lend(options: Options, prompts: Sequence[str], shelf: Shelf, library: Shelf) -> None:
+    """Find the embeddings, and the LoRAs of all prompts; what is not there is told before anything is loaded."""
+    library.embeddings(options.lora_dir, options.picture.embedding)
     for tags in dict.fromkeys(tuple(taken_out(prompt)[1]) for prompt in prompts):
         shelf.lend(options.lora_dir, options.picture.lora, tags)
 

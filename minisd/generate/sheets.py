@@ -8,7 +8,8 @@ from PIL import Image
 
 from minisd import images
 from minisd.generate.album import Album
-from minisd.generate.drawings import Habits, drawing, loras_of
+from minisd.generate.dictionary import Dictionary
+from minisd.generate.drawings import Habits, drawing
 from minisd.generate.easel import Easel
 from minisd.generate.gallery import must_be_ours, places, rewrite, say_how_many
 from minisd.generate.grid import Plan
@@ -28,7 +29,8 @@ def draw(plan: Plan) -> None:
     for name in plan.pages:
         must_be_ours(out / name)
     sources = {model: opened(find(model), plan.options, plan.share) for model in dict.fromkeys(plan.models)}
-    habits = {model: Habits(source.own, source.cfg.size, album.look, plan.shelf.lend)
+    words = {model: Dictionary(plan.library, source.cfg) for model, source in sources.items()}
+    habits = {model: Habits(source.own, source.cfg.size, album.look, plan.shelf.lend, words[model].say)
               for model, source in sources.items()}
     wanted = [drawing(cell.options, cell.prompt, habits[model])
               for cell, model in zip(plan.cells, plan.models, strict=True)]
@@ -37,8 +39,8 @@ def draw(plan: Plan) -> None:
     there = places(out, keys)
     say_how_many(there, out)
     cells = {model: [n for n, own in enumerate(plan.models) if own == model] for model in sources}
-    wardrobes = {model: wardrobe_of(plan.shelf.files, loras_of([wanted[n] for n in cells[model]]), source.cfg,
-                                    plan.options.allow_unused) for model, source in sources.items()}
+    wardrobes = {model: wardrobe_of(plan.shelf.files, words[model].lessons, [wanted[n] for n in cells[model]],
+                                    source.cfg, plan.options.allow_unused) for model, source in sources.items()}
     for model, source in sources.items():
         if any(there[n].path is None for n in cells[model]):
             easel = Easel(source.load(), source.sha256, out, plan.share, album.pictures, wardrobes[model],

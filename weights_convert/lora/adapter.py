@@ -77,7 +77,7 @@ class Adapter:
     entries: Mapping[Place, Entry]
     cfg: ModelConfig                              # of the model that it belongs to, as far as its names tell
     metadata: Mapping[str, str] = field(default_factory=dict)
-    embeddings: Mapping[str, Tensor] = field(default_factory=dict)  # words with vectors of their own: [n, width]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)  # words it brings, by their keys; see `embedding`
     dialect: str = "kohya"
     notes: tuple[str, ...] = ()
 

@@ -135,6 +135,7 @@ def convert(options: Convert) -> None:
 
 
 def inspect(options: Inspect) -> None:
+    from weights_convert.embedding import bundled
     from weights_convert.lora.names import FAMILIES
     from weights_convert.lora.read import read_adapter
     adapter = read_adapter(options.source)
@@ -145,8 +146,9 @@ def inspect(options: Inspect) -> None:
         print(f"  {part}: {len(entries)} modules; kind {counted(one.kind for one in entries)}; rank "
               f"{counted(one.rank for one in entries)}; alpha "
               f"{counted('as the rank' if one.alpha is None else f'{one.alpha:g}' for one in entries)}")
-    for word, vectors in adapter.embeddings.items():
-        print(f"  the word {word!a}: {len(vectors)} vectors of {vectors.shape[1]} numbers")
+    for word in bundled(adapter.embeddings, str(options.source)):
+        sizes = " and ".join(f"{len(one)} vectors of {one.shape[1]} numbers" for one in word.vectors.values())
+        print(f"  the word {word.name!a}: {sizes}")
     for key in sorted(adapter.metadata)[:20]:
         print(f"  {ascii(key)[1:-1]}: {ascii(adapter.metadata[key])[1:-1][:80]}")
     for note in adapter.notes:

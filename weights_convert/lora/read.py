@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minisd.config import ModelConfig
 from minisd.errors import NUMERICAL, MinisdError
+from weights_convert.embedding import is_bundled
 from weights_convert.folders import read_json
 from weights_convert.lora.adapter import Adapter, Entry, Kind, Place
 from weights_convert.lora.names import DIFFUSERS, FAMILIES, modules, numbered, spellings
@@ -66,7 +67,7 @@ def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
                               "give the folder that PEFT wrote, or a LoRA's file")
         path, peft = path / PEFT_FILES[0], read_json(path / PEFT_FILES[1])
     file = read_file(path)
-    embeddings = {key: one for key, one in file.tensors.items() if key.startswith("<") and key.endswith(">")}
+    embeddings = {key: one for key, one in file.tensors.items() if is_bundled(key)}
     tensors = {key: one for key, one in file.tensors.items() if key not in embeddings and not key.endswith(":rank")}
     stems, dialect = grouped(tensors, str(path))
     cfg, table = family(stems, cfg or stated(file.metadata, str(path)), str(path))
@@ -78,7 +79,6 @@ def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
         entries[table[stem]] = Entry(kind, roles, value)
         check(entries[table[stem]], stem, str(path))
     dialect = "peft" if peft or all(stem.startswith("base_model.") for stem in stems) else dialect
-    embeddings = {word: one.reshape(-1, one.shape[-1]) for word, one in embeddings.items()}
     return Adapter(entries, cfg, dict(file.metadata), embeddings, dialect, tuple(file.notes))
 
 

@@ -12,7 +12,8 @@ from minisd.pipeline import StableDiffusion
 from minisd.text import tokenizer_of
 from minisd.train.tasks.tuned import Learnt
 from minisd.train.tuning import TextualInversionTask
-from minisd.words import learn, write_embedding
+from minisd.words import learn
+from weights_convert.embedding import write_embedding
 
 
 def learnt(sd: StableDiffusion, options: TextualInversionTask, metadata: Mapping[str, str]) -> Learnt:
