@@ -26,13 +26,14 @@ class Words:
         found = self.cache.recall(caption, lambda: self.read(caption))
         return TextStates(found["hidden"], found["pooled"])
 
-    @torch.no_grad()
+    @torch.enable_grad()                          # then quickened layers, too, compute as plain ones: see `read`
     def read(self, caption: str) -> Tensors:
+        """To the same bits whether a preview, in another thread even, has quickened the encoder or not."""
         ids = tokenizer_of(self.text.cfg).encode(caption, truncate=True)
         device = self.text.token.weight.device
         with torch.autocast(device.type, enabled=False):
             states = self.text(torch.tensor([ids], device=device))
-        return {"hidden": states.hidden[0].cpu(), "pooled": states.pooled[0].cpu()}
+        return {"hidden": states.hidden[0].detach().cpu(), "pooled": states.pooled[0].detach().cpu()}
 
 
 class Encoded:

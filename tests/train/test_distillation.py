@@ -206,6 +206,8 @@ def test_the_untrained_student_is_the_bar(experiment, place, tmp_path):
     """Step 0 measures exactly what surgery leaves."""
     distill(experiment(steps=1), place(tmp_path), "auto")
     run = distillation.prepared(experiment(), place(tmp_path), distillation.Ranks())
+    with distillation.attention(run):
+        measured = run.task.measure()
     first = rows(tmp_path)[0]
     assert first == {"step": 0, "samples": 0, "lr": 0} | {name: float(f"{value:.6g}")
-                                                          for name, value in run.task.measure().items()}
+                                                          for name, value in measured.items()}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minisd.fast import passes
 from minisd.text import tokenizer_of
 from minisd.train.config import DataConfig
 from minisd.train.data import Pictures
@@ -51,6 +52,15 @@ def test_autocast_around_the_first_reader_changes_nothing(pictures, vae, text, t
     with torch.autocast("cpu", dtype=torch.bfloat16):
         batch = Encoded(Pictures(pictures, CFG, 3), vae, text, tmp_path).batch([1, 2])
     assert not batch.latents.mean.requires_grad and not batch.states.hidden.requires_grad
+    check(batch, [1, 2], pictures, vae, text)
+
+
+def test_an_encoder_that_draws_meanwhile_gives_the_same_bits(pictures, vae, text, tmp_path):
+    try:
+        batch = Encoded(Pictures(pictures, CFG, 3), vae, passes.quicken(text), tmp_path).batch([1, 2])
+    finally:
+        passes.plain(text)
+    assert not batch.states.hidden.requires_grad
     check(batch, [1, 2], pictures, vae, text)
 
 
