@@ -11,10 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisd import store
 from minisd.config import ModelConfig
+from minisd.devices import pick_device
 from minisd.errors import RESOURCE, MinisdError
 from minisd.text import tokenizer_of
 from minisd.train import loop, personal, state
@@ -31,26 +33,28 @@ from minisd.train.tasks.finetune import Finetune
 from minisd.train.tasks.vae import TrainVAE
 
 MODEL, CACHE, FINISHED, LOCK = "model", "cache", "finished", "lock"
-SHORT = 1024                                      # tokens of latents whose plain attention goes back faster on the CPU
+SHORT = 256                                       # tokens of latents whose plain attention goes back faster on the CPU
 COUNTED = 10_000                                  # captions whose length is looked at beforehand
 
 
-def train(recipe: Recipe, names: Sequence[str], data: Path, out: Path, how: str) -> None:
+def train(recipe: Recipe, names: Sequence[str], data: Path, out: Path, how: str,
+          device: str = "cpu") -> None:
     """Train the named stages, one after the other; `how` as in `resume`, `latest` being asked of the whole run."""
     begun = [name for name in names if (out / name / FINISHED).is_file() or state.checkpoints(out / name)]
     if how == "latest" and not begun:
         raise MinisdError("nothing to resume", str(out), f"no checkpoint in {', '.join(names)}",
                           "name the folder of an earlier run, or start one with --resume auto")
+    where = pick_device(device)
     for name in names:
         try:
-            train_stage(recipe, recipe.stage(name), data, out, how)
+            train_stage(recipe, recipe.stage(name), data, out, how, where)
         except OSError as fault:                  # whatever was being written; checkpoints are whole at any moment
             where, why = str(fault.filename or out / name), fault.strerror or str(fault)
             raise MinisdError(f"stage {name} cannot go on", where, why, "free space or give rights, and resume",
                               RESOURCE) from fault
 
 
-def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -> None:
+def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str, device: torch.device) -> None:
     """Train one stage to its end and put its parts into `out/model`; a finished stage is left alone."""
     folder = out / stage.name
     if how in ("auto", "latest") and finished(folder, stage.train.steps):
@@ -59,27 +63,28 @@ def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str) -
     with locked(folder):
         pictures, held_out = sources(recipe, stage, data)
         if stage.tuning is not None:
-            tune(recipe, stage, (pictures, held_out), out, how)
+            tune(recipe, stage, (pictures, held_out), out, how, device)
         else:
             anew = stage.finetune is not None and stage.finetune.start == "random"
             model.check(out / MODEL, recipe.model, replaced=("unet",) if anew else ())
             cfg = with_scale(recipe.model, out / MODEL)
-            task, batches = build(recipe, stage, cfg, (pictures, held_out), out)
+            task, batches = build(recipe, stage, cfg, (pictures, held_out), out, device)
             run = loop.Run(folder, task, batches, stage.train, recipe.seed,
                            state.State.new(task.trained(), stage.train, seed=recipe.seed),
                            settings(recipe, stage, cfg, pictures.rows))
             for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
                 print(f"{stage.name}: {note}")
             # Short sequences: the plain attention's backward pass is the faster one on the CPU.
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
                 loop.fit(run)
             task.export(out / MODEL)
         (folder / FINISHED).touch()
 
 
-def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Path, how: str) -> None:
+def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Path, how: str,
+         device: torch.device) -> None:
     """Make a model one's own: measured before it learns anything, and taken home into the stage's folder."""
-    sd, fingerprint = personal.begin(recipe, stage, out / MODEL)
+    sd, fingerprint = personal.begin(recipe, stage, out / MODEL, device)
     task, batches = personal.tuned(recipe, stage, sd, data, out / CACHE)
     rates = task.learnt.rates
     told = settings(recipe, stage, sd.cfg, data[0].rows) | {"base": fingerprint[:16]}
@@ -88,10 +93,10 @@ def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Pat
     learning = sum(p.numel() for p in run.state.params.values())
     for note in (*resume(run, how), *remarks(sd.cfg, *data), f"{learning:,} parameters learn"):
         print(f"{stage.name}: {note}")
-    if run.state.step == 0 and not read_metrics(run.folder / loop.METRICS):
-        loop.show(run)
     tokens = (stage.data.size // sd.cfg.vae.factor) ** 2
     with sdpa_kernel(SDPBackend.MATH) if sd.device.type == "cpu" and tokens <= SHORT else nullcontext():
+        if run.state.step == 0 and not read_metrics(run.folder / loop.METRICS):
+            loop.show(run)
         loop.fit(run)
     task.export(run.folder)
     if memory := personal.memorising(read_metrics(run.folder / loop.METRICS)):
@@ -118,18 +123,19 @@ def sources(recipe: Recipe, stage: Stage, data: Path) -> tuple[Pictures, Picture
 
 
 def build(recipe: Recipe, stage: Stage, cfg: ModelConfig, data: tuple[Pictures, Pictures],
-          out: Path) -> tuple[loop.Task, Callable[[list[int]], Batch]]:
+          out: Path, device: torch.device) -> tuple[loop.Task, Callable[[list[int]], Batch]]:
     """The task of a stage and the source of its batches."""
     folder, (pictures, held_out) = out / MODEL, data
     if stage.vae is not None:
-        return TrainVAE(cfg, stage.vae, folder, held_out, recipe.seed), pictures.batch
+        return TrainVAE(cfg, stage.vae, folder, held_out, recipe.seed, device), pictures.batch
     if stage.clip is not None:
-        return TrainCLIP(cfg, stage.clip, folder, held_out, recipe.seed), pictures.batch
+        return TrainCLIP(cfg, stage.clip, folder, held_out, recipe.seed, device), pictures.batch
     assert stage.finetune is not None
-    vae, text = model.take_vae(folder), model.take_text(folder)
+    vae, text = model.take_vae(folder).to(device), model.take_text(folder).to(device)
     frozen = None if stage.finetune.train_text else text
     encoded, measured = (Encoded(source, vae, frozen, out / CACHE) for source in data)
-    return Finetune(cfg, stage.finetune, folder, encoded, measured, recipe.preview, recipe.seed), encoded.batch
+    task = Finetune(cfg, stage.finetune, folder, encoded, measured, recipe.preview, recipe.seed, device)
+    return task, encoded.batch
 
 
 def settings(recipe: Recipe, stage: Stage, cfg: ModelConfig, rows: Sequence[Row]) -> dict[str, Any]:
