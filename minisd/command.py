@@ -1,10 +1,11 @@
 """Command lines made from dataclasses of options: parsing, errors in a few lines, exit codes."""
 
+import inspect
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
 from pathlib import Path
@@ -32,6 +33,7 @@ class WithDebug(Protocol):
 
 
 Options = TypeVar("Options", bound=WithDebug)
+Commands = Mapping[str, tuple[type[Any], Callable[[Any], None]]]    # a program's others, by the word that names them
 T = TypeVar("T", int, float, str, Path)
 
 
@@ -55,11 +57,24 @@ def shown(default: str = "", *aliases: str) -> Any:
     return arg(aliases=aliases, help_behavior_hint=f"(default: {default})" if default else "")
 
 
+def commands(options: type[Options], program: str, run: Callable[[Options], None], others: Commands,
+             args: Sequence[str] | None = None) -> int:
+    """The exit code of the command that the first word names, else of the program's main one, whose help names all."""
+    words = list(sys.argv[1:] if args is None else args)
+    if words and words[0] in others:
+        other, work = others[words[0]]
+        return command(other, f"{program} {words[0]}", work, words[1:])
+    return command(options, program, run, words, f"Other commands, each with its own --help: {', '.join(others)}.")
+
+
 def command(options: type[Options], program: str, run: Callable[[Options], None],
-            args: Sequence[str] | None = None) -> int:
-    """Parse, run, and return the exit code; a traceback is shown with --debug only."""
+            args: Sequence[str] | None = None, more: str = "") -> int:
+    """Parse, run, and return the exit code; a traceback is shown with --debug only.
+
+    `more` is said in the help beside the options' own docstring.
+    """
     try:
-        chosen = parse(options, program, args)
+        chosen = parse(options, program, args, more)
     except BrokenPipeError:
         return unread()
     try:
@@ -114,12 +129,12 @@ def notes() -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def parse(options: type[Options], program: str, args: Sequence[str] | None) -> Options:
+def parse(options: type[Options], program: str, args: Sequence[str] | None, more: str = "") -> Options:
     """The options; or the end of the program, after --help or a few plain lines on what cannot be understood."""
-    boxed = io.StringIO()
+    boxed, said = io.StringIO(), "\n\n".join(filter(None, (inspect.getdoc(options), more)))
     try:
         with redirect_stderr(boxed):
-            return tyro.cli(options, prog=program, args=args, config=(FlagCreatePairsOff,))
+            return tyro.cli(options, prog=program, description=said, args=args, config=(FlagCreatePairsOff,))
     except SystemExit as end:
         sys.stdout.flush()
         raise SystemExit(failed(unboxed(boxed.getvalue()), USAGE) if end.code else 0) from None

@@ -6,25 +6,20 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from minisd.command import command, given, shown
+from minisd.command import Commands, commands, given, shown
 from minisd.errors import USAGE, MinisdError
-
-PROGRAM = "python -m minisd.distill"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Distil a student as a recipe says. Every run can be killed at any moment and goes on with --resume auto.
-
-    Other commands: sensitivity (what to cut), export (a checkpoint as a model); each has its own --help.
-    """
+    """Distil a student as a recipe says. Every run can be killed at any moment and goes on with --resume auto."""
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
     """exp0001, exp0002, bk-base, bk-small, bk-tiny; or a .toml file, or the recipe.json beside an earlier run."""
@@ -120,19 +115,14 @@ def export(options: Export) -> None:
     print(take_home(options.checkpoint, options.target, options.raw))
 
 
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "sensitivity": (Sensitivity, sensitivity), "export": (Export, export)}
+COMMANDS: Commands = {"sensitivity": (Sensitivity, sensitivity), "export": (Export, export)}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: see `errors`. Ranks after the first say nothing of their progress."""
-    given_args = list(sys.argv[1:] if args is None else args)
     if int(os.environ.get("RANK", "0")):
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if given_args and given_args[0] in COMMANDS:
-        options, work = COMMANDS[given_args[0]]
-        return command(options, f"{PROGRAM} {given_args[0]}", work, given_args[1:])
-    return command(Options, PROGRAM, run, given_args)
+    return commands(Options, "python -m minisd.distill", run, COMMANDS, args)
 
 
 if __name__ == "__main__":

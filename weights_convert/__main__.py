@@ -1,28 +1,25 @@
 """`python -m weights_convert SOURCE TARGET`: checkpoints between layouts; also inspect, verify, diff and parity."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from minisd.command import command, shown
+from minisd.command import Commands, commands, shown
 from minisd.errors import MinisdError
 from weights_convert.lora import program
 from weights_convert.lora.program import DTYPES, Action, Dtype, Layout
 
 Prediction = Literal["epsilon", "v", "x0"] | None
 PREDICTIONS = arg(metavar="{epsilon,v,x0}")
-PROGRAM = "python -m weights_convert"
 
 
 @dataclass(frozen=True)
 class Convert(Action):
-    """Convert a checkpoint; it is recognised by its contents. `inspect FILE`, `verify FILE`, `diff A B` and
-    `parity A B` (B may be "diffusers") in place of SOURCE look at checkpoints instead, `lora ACTION ...` is for LoRA
-    files; each has its own --help."""
+    """Convert a checkpoint; it is recognised by its contents. `lora ACTION ...` instead of it is for LoRA files."""
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A single file (.safetensors, .ckpt), a diffusers folder, a native folder, or a part alone."""
@@ -131,19 +128,16 @@ def parity(options: Parity) -> None:
                           f"more than {options.tolerance:g} relative", code=1)
 
 
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "inspect": (Inspect, inspect), "verify": (Verify, verify), "diff": (Diff, diff), "parity": (Parity, parity)}
+COMMANDS: Commands = {"inspect": (Inspect, inspect), "verify": (Verify, verify), "diff": (Diff, diff),
+                      "parity": (Parity, parity)}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The exit code: see `minisd.errors`."""
-    given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["lora"]:
-        return program.main(given[1:])
-    if given and given[0] in COMMANDS:
-        options, run = COMMANDS[given[0]]
-        return command(options, f"{PROGRAM} {given[0]}", run, given[1:])
-    return command(Convert, PROGRAM, convert, given)
+    words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["lora"]:
+        return program.main(words[1:])
+    return commands(Convert, "python -m weights_convert", convert, COMMANDS, words)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,10 @@
 import sys
 from collections.abc import Sequence
 
-from minisd.command import command
+from minisd.command import Commands, commands
 from minisd.evaluate.approximations_options import ApproximationsOptions
 from minisd.evaluate.options import FidelityOptions, Options
 from minisd.evaluate.samplers_options import SamplersOptions
-
-PROGRAM = "python -m minisd.evaluate"
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """The exit code: see `errors`."""
-    given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["fidelity"]:
-        return command(FidelityOptions, f"{PROGRAM} fidelity", compare, given[1:])
-    if given[:1] == ["samplers"]:
-        return command(SamplersOptions, f"{PROGRAM} samplers", contest, given[1:])
-    if given[:1] == ["approximations"]:
-        return command(ApproximationsOptions, f"{PROGRAM} approximations", shorten, given[1:])
-    return command(Options, PROGRAM, run, given)
 
 
 def shorten(options: ApproximationsOptions) -> None:
@@ -69,6 +55,15 @@ def run(options: Options) -> None:
     print(table(evaluate(options, recipe).figures))
     if recipe is None or not recipe.preview.prompts:
         print("no contact sheet: name a --recipe that has preview prompts")
+
+
+COMMANDS: Commands = {"fidelity": (FidelityOptions, compare), "samplers": (SamplersOptions, contest),
+                      "approximations": (ApproximationsOptions, shorten)}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: see `errors`."""
+    return commands(Options, "python -m minisd.evaluate", run, COMMANDS, args)
 
 
 if __name__ == "__main__":

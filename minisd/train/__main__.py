@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from minisd.command import command
+from minisd.command import Commands, commands
 from minisd.errors import RESOURCE, USAGE, MinisdError
 
 SPLITS = ("train", "holdout", "twin")
@@ -36,6 +36,8 @@ class Options:
     """Run this stage alone; without it all, in their order."""
     resume: str = "auto"
     """auto: from the newest checkpoint that verifies, if any; latest: there must be one; never; or a checkpoint."""
+    device: Annotated[str, arg(metavar="auto|cpu|cuda")] = "auto"
+    """Where to train."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -54,14 +56,6 @@ class DataCheck:
     """Tokens of the text encoder's window."""
     debug: bool = False
     """Show the traceback of an error."""
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """The exit code: see `errors`."""
-    given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["data-check"]:
-        return command(DataCheck, "python -m minisd.train data-check", data_check, given[1:])
-    return command(Options, "python -m minisd.train", run, given)
 
 
 def data_check(options: DataCheck) -> None:
@@ -105,7 +99,7 @@ def run(options: Options) -> None:
     write(options.out / "recipe.json", json.dumps(asdict(recipe), indent=1))
 
     from minisd.train.stages import train
-    train(recipe, chosen, options.data, options.out, options.resume)
+    train(recipe, chosen, options.data, options.out, options.resume, options.device)
 
 
 def write(path: Path, text: str) -> None:
@@ -120,6 +114,14 @@ def write(path: Path, text: str) -> None:
             temporary.unlink()
         raise MinisdError("the run folder cannot be written", str(path), fault.strerror or str(fault),
                           "give another folder as --out, or free space", RESOURCE) from fault
+
+
+COMMANDS: Commands = {"data-check": (DataCheck, data_check)}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The exit code: see `errors`."""
+    return commands(Options, "python -m minisd.train", run, COMMANDS, args)
 
 
 if __name__ == "__main__":
