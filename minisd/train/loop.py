@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.train import gradients, optim, rounding, state
+from minisd.train import gradients, heap, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
@@ -150,6 +150,8 @@ def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
         (torch.stack(list(losses.values())).sum() / run.passes).backward()
         for name, loss in losses.items():
             terms[name] = terms.get(name, 0.0) + loss.item() / run.passes
+    if cfg.weights == "bf16" and run.device.type == "cpu":  # for those whose memory is short
+        heap.trim()
     run.ranks.add(p.grad for p in current.params.values() if p.grad is not None)
     terms = run.ranks.total(terms)
     terms["gradient"] = gradients.clip(list(current.params.values()), cfg.clip)
