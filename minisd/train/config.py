@@ -34,6 +34,7 @@ class TrainConfig:
     ema: float = 0.999                            # decay of the averaged weights; ramped up while training is young
     dtype: Literal["fp32", "bf16"] = "bf16"       # autocast: what is computed in
     weights: Literal["fp32", "bf16"] = "fp32"     # what learns, its average and moments; bf16 is rounded stochastically
+    recompute: bool = False                       # blocks' activations are made again, not kept: less memory, more time
     save_every: int = 500
     preview_every: int = 500                      # 0 = at the end only
     log_every: int = 20

@@ -23,6 +23,7 @@ from minisd.train.data import Batch
 from minisd.train.draws import Draws
 from minisd.train.interrupts import interrupts
 from minisd.train.ranks import ALONE, Ranks
+from minisd.train.recompute import lighten
 from minisd.train.report import write_report
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.board = Board(self.folder) if self.cfg.tensorboard and self.ranks.first else None
+        if self.cfg.recompute:
+            lighten(self.task.trained())
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint records beside the state."""
