@@ -122,10 +122,10 @@ def allowed(part: str, json: Mapping[str, Any], where: str) -> None:
         raise MinisdError(f"this {part} is of a kind that is not known here", where, ", ".join(odd)[:300])
 
 
-def unet_told(cfg: UNetConfig, json: Json, where: str) -> UNetConfig:
+def unet_told(cfg: UNetConfig, json: Mapping[str, Any], where: str) -> UNetConfig:
     """What shapes do not tell: the groups of the norms and the heads."""
     pooled = json.get("class_embed_type") == POOLED and not json.get("class_embeddings_concat")
-    allowed("unet", json | {"class_embed_type": None} if pooled else json, where)
+    allowed("unet", {**json, "class_embed_type": None} if pooled else json, where)
     heads = json.get("num_attention_heads") or json.get("attention_head_dim", 8)
     counts = [heads] * len(cfg.widths) if isinstance(heads, int) else list(heads)
     cfg = replace(cfg, groups=json.get("norm_num_groups", 32))
