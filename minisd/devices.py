@@ -16,7 +16,7 @@ from minisd.errors import RESOURCE, USAGE, MinisdError
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 FAST_BF16 = {"amx_bf16", "avx512_bf16"}           # processors that multiply bfloat16 faster than float32
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
-CPUINFO = Path("/proc/cpuinfo")
+CPU, CPUINFO = torch.device("cpu"), Path("/proc/cpuinfo")
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,10 +1,14 @@
 """Stages that make a model one's own: the model they begin from, what learns, and the samples it learns from."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from minisd import store
+from minisd.devices import CPU
 from minisd.errors import USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.train.config import Recipe, Stage
@@ -13,6 +17,8 @@ from minisd.train.encoded import Encoded
 from minisd.train.prior import ClassPictures
 from minisd.train.tasks import custom_diffusion, dreambooth, lora, textual_inversion
 from minisd.train.tasks.tuned import Learnt, Tuned
+
+EMBEDDED = "emoji"                                # the model that programs take where none is named
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,14 @@ class Source:
         return made
 
 
-def begin(recipe: Recipe, stage: Stage, model: Path) -> tuple[StableDiffusion, str]:
+def begin(recipe: Recipe, stage: Stage, model: Path,
+          device: torch.device = CPU) -> tuple[StableDiffusion, str]:
     """The model that a stage begins from, and its fingerprint: the recipe's base, or the model of its own stages."""
     path = store.find(recipe.base) if recipe.base else model
     if not path.exists():
         raise MinisdError("there is no model to begin from", str(path), f"stage {stage.name} makes one its user's own",
                           "name one as base, or run the stages before it", USAGE)
-    sd = store.load(path, dtype="float32")
+    sd = store.load(path, str(device), "float32")
     if len(sd.text) != 1:
         raise MinisdError(f"a model with {len(sd.text)} text encoders", str(path), "one is trained with",
                           "give a model with one", USAGE)
@@ -91,6 +98,18 @@ def metadata(recipe: Recipe, stage: Stage, sd: StableDiffusion, pictures: int) -
         "modelspec.title": stage.name, "modelspec.resolution": f"{data.size}x{data.size}",
         "modelspec.prediction_type": sd.cfg.prediction, "modelspec.trigger_phrase": data.alias or None}
     return {key: str(value) for key, value in told.items() if value is not None}
+
+
+def use(recipe: Recipe, stage: Stage, learnt: Learnt, folder: Path) -> str:
+    """What was taken home into a stage's folder, and how to draw with it, as its user would type it."""
+    said = [*stage.data.captions, *recipe.preview.prompts, stage.data.alias]
+    if stage.textual_inversion is not None:
+        said = [text for text in said if stage.textual_inversion.word in text]
+    words = [next(filter(None, said), "..."), learnt.option, str(folder / learnt.file)]
+    base = recipe.base or str(folder.parent / "model")
+    if learnt.option != "--model" and base != EMBEDDED:
+        words += ["--model", base]
+    return f"done; draw with it by\n  python -m minisd.generate {shlex.join(words)}"
 
 
 def memorising(rows: Sequence[Mapping[str, float]]) -> str | None:

@@ -49,8 +49,8 @@ def train(recipe: Recipe, names: Sequence[str], data: Path, out: Path, how: str,
         try:
             train_stage(recipe, recipe.stage(name), data, out, how, where)
         except OSError as fault:                  # whatever was being written; checkpoints are whole at any moment
-            where, why = str(fault.filename or out / name), fault.strerror or str(fault)
-            raise MinisdError(f"stage {name} cannot go on", where, why, "free space or give rights, and resume",
+            raise MinisdError(f"stage {name} cannot go on", str(fault.filename or out / name),
+                              fault.strerror or str(fault), "free space or give rights, and resume",
                               RESOURCE) from fault
 
 
@@ -101,6 +101,7 @@ def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Pat
     task.export(run.folder)
     if memory := personal.memorising(read_metrics(run.folder / loop.METRICS)):
         print(f"{stage.name}: {memory}")
+    print(f"{stage.name}: {personal.use(recipe, stage, task.learnt, run.folder)}", flush=True)
 
 
 def finished(folder: Path, steps: int) -> bool:

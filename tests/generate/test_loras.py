@@ -215,6 +215,8 @@ FAULTS = {                                        # B1 and B3: what is done to a
     "alpha NaN": (lambda t: t.__setitem__(first(t, "alpha"), torch.tensor(float("nan"))), 5, "alpha of nan"),
     "a NaN": (lambda t: t[first(t, "lora_up.weight")].fill_(float("nan")), 5, "NaN"),
     "an unknown key": (lambda t: t.__setitem__("what.is_this", torch.ones(1)), 3, "what.is_this"),
+    "norms": (lambda t: t.__setitem__("lora_unet_conv_in.w_norm", torch.ones(1)), 3, "norms, which are not read"),
+    "an embedding": (lambda t: (t.clear(), t.__setitem__("emb_params", torch.ones(2, 32))), 3, "not a LoRA that is"),
     "no LoRA": (lambda t: (t.clear(), t.__setitem__("a.weight", torch.ones(1))), 3, "not a LoRA that is known"),
 }
 
@@ -239,6 +241,26 @@ def test_without_alpha_it_is_the_rank(at: Draw, shelf: Path, tmp_path: Path, out
     for change in (without, equal):
         assert at("a", "--lora", changed(shelf, tmp_path, change)) == 0
     assert np.array_equal(*drawn(out))
+
+
+# --- B4: the names say nothing of the picture ---
+
+
+def test_a_lora_in_every_dialect_draws_the_same_picture_to_the_bit(at: Draw, model: str, out: Path, tmp_path: Path,
+                                                                   capsys) -> None:
+    sd = store.load(model, "cpu", "float32")
+    for part, module in parts(sd).items():        # what the attention processors of 2022 could say
+        patterns = {"unet": ("*_attn.*",), "text": ("*.attn.*",)}[part]
+        attach.attach(module, attach.LoRASpec("style", 2, 4.0, patterns), torch.Generator().manual_seed(0))
+        for parameter in attach.parameters(module, "style"):
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    dialects = ("kohya", "diffusers", "diffusers-old")
+    for dialect in dialects:
+        write_adapter(taken(sd, "style"), tmp_path / f"{dialect}.safetensors", dialect)
+        assert at("a cat", "--lora", str(tmp_path / f"{dialect}.safetensors")) == 0
+    assert at("a cat") == 0
+    first, *others, plain = drawn(out)
+    assert all(np.array_equal(first, other) for other in others) and not np.array_equal(first, plain)
 
 
 def test_a_cut_file_is_refused(at: Draw, shelf: Path, tmp_path: Path, capsys) -> None:

@@ -1,8 +1,11 @@
 """Making a model one's own, every method in miniature: what moves and what cannot, killed and resumed to the bit, and
 what is taken home used again."""
 
+import io
 import os
+import shlex
 import signal
+from contextlib import redirect_stdout
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -12,7 +15,8 @@ from PIL import Image
 
 from minisd import store
 from minisd.adapters import add_lora
-from minisd.errors import USAGE, MinisdError
+from minisd.errors import BAD_FILE, USAGE, MinisdError
+from minisd.generate.__main__ import main as generate
 from minisd.schema import read
 from minisd.train import loop, personal, stages, state
 from minisd.train.config import Preview, Recipe
@@ -61,11 +65,12 @@ def few():
 
 @pytest.fixture(scope="module")
 def trained(recipe, pictures, tmp_path_factory):
-    """The folder of a run of all stages."""
+    """The folder of a run of all stages, and in it what the run has told."""
     out = tmp_path_factory.mktemp("personal")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as told:
         patch.setattr(os, "fsync", lambda _: None)
         train(recipe, tuple(TABLES), pictures, out, "auto")
+    (out / "told.txt").write_text(told.getvalue(), encoding="utf-8")
     return out
 
 
@@ -214,6 +219,21 @@ def test_a_word_is_a_file_that_gives_the_prompt_a_meaning(trained, base):
     assert add_embedding(sd, path) == "<sks>"
     assert picture(sd, "a red <sks>") != before[0] and picture(sd, "a red disc") == before[1]
     assert list(read_file(path).tensors) == ["<sks>"] and read_file(path).tensors["<sks>"].shape == (2, 32)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_command_that_is_told_at_the_end_draws(trained, tmp_path, name):
+    lines = (trained / "told.txt").read_text().splitlines()
+    program, *words = shlex.split(lines[lines.index(f"{name}: done; draw with it by") + 1])[2:]
+    assert program == "minisd.generate" and words[0] == ("<sks>" if "inversion" in name else "sks")
+    assert generate([*words, "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "drawn")]) == 0
+
+
+@pytest.mark.parametrize("file", ["lora/lora.safetensors", "textual_inversion/sks.safetensors", "told.txt"])
+def test_a_base_that_is_no_model(recipe, trained, pictures, tmp_path, file):
+    with pytest.raises(MinisdError) as error:
+        train(replace(recipe, base=str(trained / file)), ["lora"], pictures, tmp_path, "auto")
+    assert error.value.code == BAD_FILE
 
 
 @pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])

@@ -1,6 +1,7 @@
 """`python -m weights_convert lora ...`: each action end to end on a small checkpoint, and what it says of mistakes."""
 
 import pytest
+import safetensors.torch
 import torch
 from families import saved
 
@@ -87,3 +88,69 @@ def test_what_is_said_of_wrong_words(line, code, sentence, here, capsys):
     said = capsys.readouterr()
     assert sentence in said.out + said.err
     assert not list(here.glob("x*"))
+
+
+# --- faults of the files (faults.md, B1 to B3), through every action that reads them ---
+
+
+def first(tensors, end):
+    return next(key for key in tensors if key.endswith(end))
+
+
+def put(tensors, end, value):
+    tensors[first(tensors, end)] = value
+
+
+FAULTS = {                                        # what is done to a LoRA, the exit code, what is told
+    "another family": (lambda t: [t.__setitem__(key.replace("down_blocks", "down_blocks_7"), t.pop(key))
+                                  for key in list(t)], 3, "belongs to another model"),
+    "up without its down": (lambda t: t.pop(first(t, "lora_down.weight")), 3, "is not whole"),
+    "alpha alone": (lambda t: [t.pop(first(t, f"lora_{role}.weight")) for role in ("down", "up")], 3, "is not whole"),
+    "ranks that differ": (lambda t: put(t, "lora_up.weight", torch.ones(64, 5)), 3, "do not fit together"),
+    "an alpha that is NaN": (lambda t: put(t, "alpha", torch.tensor(float("nan"))), 5, "alpha of nan"),
+    "a NaN": (lambda t: t[first(t, "lora_up.weight")].fill_(float("nan")), 5, "NaN"),
+    "DoRA": (lambda t: t.__setitem__(f"{first(t, '.alpha').removesuffix('.alpha')}.dora_scale", torch.ones(1)), 3,
+             "DoRA, which are not read"),
+    "an unknown key": (lambda t: t.__setitem__("what.is_this", torch.ones(1)), 3, "what.is_this"),
+    "nothing": (lambda t: t.clear(), 3, "it holds no side paths"),
+}
+
+
+@pytest.mark.parametrize(("fault", "line"), [
+    *((fault, "merge before.safetensors x.safetensors bad.safetensors") for fault in FAULTS),
+    ("a NaN", "inspect bad.safetensors"), ("another family", "convert bad.safetensors x.safetensors"),
+    ("DoRA", "resize bad.safetensors x.safetensors --rank 1"),
+    ("ranks that differ", "average x.safetensors lora.safetensors bad.safetensors")])
+def test_a_bad_file_is_refused_by_every_action(fault, line, here, capsys):
+    change, code, told = FAULTS[fault]
+    file = read_file(here / "lora.safetensors")
+    tensors = {key: tensor.clone() for key, tensor in file.tensors.items()}
+    change(tensors)
+    safetensors.torch.save_file(tensors, here / "bad.safetensors", file.metadata)     # ours would refuse NaN
+    try:
+        assert run(here, line) == code
+    finally:
+        (here / "bad.safetensors").unlink()
+    error = capsys.readouterr().err
+    assert told in error and len(error.splitlines()) <= 6 and "Traceback" not in error
+    assert not list(here.glob("x*"))
+
+
+def test_words_are_kept_or_told(here, capsys):
+    file = read_file(here / "lora.safetensors")
+    words = {"<s1>": torch.ones(64), "bundle_emb.Inky.string_to_param.*": torch.ones(2, 64)}
+    save_file(here / "bad.safetensors", {**file.tensors, **words}, file.metadata)
+    try:
+        assert run(here, "inspect bad.safetensors") == 0
+        told = capsys.readouterr().out
+        assert "the word '<s1>': 1 vectors of 64 numbers" in told and "the word 'Inky': 2 vectors" in told
+        assert run(here, "convert bad.safetensors kept.safetensors") == 0
+        assert words.keys() < read_file(here / "kept.safetensors").tensors.keys()
+        assert "stay behind" not in capsys.readouterr().out
+        for line in ("convert bad.safetensors new-folder --to peft",
+                     "subtract bad.safetensors lora.safetensors y.safetensors",
+                     "merge before.safetensors z.safetensors bad.safetensors"):
+            assert run(here, line) == 0
+            assert "stay behind: '<s1>', 'Inky'" in capsys.readouterr().out
+    finally:
+        (here / "bad.safetensors").unlink()

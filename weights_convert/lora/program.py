@@ -132,6 +132,15 @@ def convert(options: Convert) -> None:
     dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else None
     write_adapter(adapter, options.target, options.to, dtype)
     print(f"{options.target}: {len(adapter.entries)} modules, {options.to}, from {adapter.dialect}")
+    if options.to == "peft":
+        tell_words(options.source, adapter)
+
+
+def tell_words(source: Path, adapter: "Adapter") -> None:
+    """Words that a LoRA brings along and that stay behind: a result that has no place for them says so."""
+    from weights_convert.embedding import bundled
+    if words := bundled(adapter.embeddings, str(source)):
+        print(f"  note: words that {source} brings along stay behind: {', '.join(ascii(word.name) for word in words)}")
 
 
 def inspect(options: Inspect) -> None:
@@ -179,6 +188,7 @@ def merge(options: Merge) -> None:
         for name in adapter.parts():
             parts[name] = replace(parts[name], tensors=merged(parts[name].tensors, adapter.of(name), strength))
         print(f"{path} x {strength:g}: {len(adapter.entries)} modules")
+        tell_words(path, adapter)
     write(replace(model, parts=parts), options.target, to)
     print(f"{options.target}: {model.family}, {to}")
 
@@ -228,18 +238,23 @@ def resize(options: Resize) -> None:
 
 
 def subtract(options: Subtract) -> None:
-    from weights_convert.lora.algebra import combined
-    from weights_convert.lora.read import read_adapter
-    save(combined([read_adapter(options.a), read_adapter(options.b)], [1.0, -1.0]), options.target)
+    joined([options.a, options.b], [1.0, -1.0], options.target)
 
 
 def average(options: Average) -> None:
-    from weights_convert.lora.algebra import combined
-    from weights_convert.lora.read import read_adapter
     if not options.loras:
         raise MinisdError("no LoRAs to average", code=USAGE)
-    share = 1 / len(options.loras)
-    save(combined(map(read_adapter, options.loras), [share] * len(options.loras)), options.target)
+    joined(options.loras, [1 / len(options.loras)] * len(options.loras), options.target)
+
+
+def joined(files: Sequence[Path], shares: Sequence[float], target: Path) -> None:
+    """Write the sum of LoRAs in these shares."""
+    from weights_convert.lora.algebra import combined
+    from weights_convert.lora.read import read_adapter
+    adapters = [read_adapter(file) for file in files]
+    save(combined(adapters, list(shares)), target)
+    for file, adapter in zip(files, adapters, strict=True):
+        tell_words(file, adapter)
 
 
 def save(adapter: "Adapter", target: Path, kept: "dict[Place, Kept] | None" = None) -> None:

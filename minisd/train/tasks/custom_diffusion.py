@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from minisd.pipeline import StableDiffusion
-from minisd.train.tasks.dreambooth import export
+from minisd.train.tasks.dreambooth import MODEL, export
 from minisd.train.tasks.tuned import Learnt
 
 TRAINED = ("*.cross_attn.k.weight", "*.cross_attn.v.weight")
@@ -14,4 +14,4 @@ TRAINED = ("*.cross_attn.k.weight", "*.cross_attn.v.weight")
 def learnt(sd: StableDiffusion) -> Learnt:
     """What reads the text, taken home within a whole model."""
     return Learnt({f"unet.{name}": 1.0 for name, _ in sd.unet.named_parameters()
-                   if any(fnmatchcase(name, pattern) for pattern in TRAINED)}, partial(export, sd))
+                   if any(fnmatchcase(name, pattern) for pattern in TRAINED)}, partial(export, sd), MODEL, "--model")

@@ -15,7 +15,7 @@ def learnt(sd: StableDiffusion, options: DreamBoothTask) -> Learnt:
     """Every parameter of the parts that have a rate."""
     rates = {"unet": 1.0, "text": options.text_rate}
     return Learnt({f"{part}.{name}": rates[part] for part, network in parts(sd).items() if rates[part]
-                   for name, _ in network.named_parameters()}, partial(export, sd))
+                   for name, _ in network.named_parameters()}, partial(export, sd), MODEL, "--model")
 
 
 def export(sd: StableDiffusion, folder: Path) -> None:

@@ -37,7 +37,8 @@ def learnt(sd: StableDiffusion, options: LoRATask, name: str, seed: int, metadat
             spec = LoRASpec(side, options.rank, options.alpha, patterns(part, targets))
             attach.attach(network, spec, generator)
             rates |= {f"{part}.{path}": rate for path, _ in network.named_parameters() if f".lora.{side}." in path}
-    return Learnt(rates, partial(export, sd, side, name, metadata))
+    file = f"{name}.safetensors"
+    return Learnt(rates, partial(export, sd, side, file, metadata), file, "--lora")
 
 
 def patterns(part: str, targets: Sequence[str]) -> tuple[str, ...]:
@@ -45,8 +46,8 @@ def patterns(part: str, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(pattern for target in targets for pattern in TARGETS[part].get(target, (target,)))
 
 
-def export(sd: StableDiffusion, side: str, name: str, metadata: Mapping[str, str], folder: Path) -> None:
+def export(sd: StableDiffusion, side: str, file: str, metadata: Mapping[str, str], folder: Path) -> None:
     """The adapter as a file; one that a killed export has left is the same."""
-    adapter, target = taken(sd, side), folder / f"{name}.safetensors"
+    adapter, target = taken(sd, side), folder / file
     target.unlink(missing_ok=True)
     write_adapter(Adapter(adapter.entries, adapter.cfg, metadata), target)

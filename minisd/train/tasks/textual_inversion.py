@@ -31,12 +31,13 @@ def learnt(sd: StableDiffusion, options: TextualInversionTask, metadata: Mapping
     except ValueError as fault:
         raise MinisdError("this cannot be a word of prompts", "textual_inversion", str(fault), "name another",
                           USAGE) from fault
-    return Learnt({"text.token.extra": 1.0}, partial(export, sd, options.word, metadata))
+    file = f"{''.join(c for c in options.word if c.isalnum() or c in '-_') or 'word'}.safetensors"
+    return Learnt({"text.token.extra": 1.0}, partial(export, sd, options.word, file, metadata), file, "--embedding")
 
 
-def export(sd: StableDiffusion, word: str, metadata: Mapping[str, str], folder: Path) -> None:
+def export(sd: StableDiffusion, word: str, file: str, metadata: Mapping[str, str], folder: Path) -> None:
     """The word's vectors; a file that a killed export has left is the same."""
-    target = folder / f"{''.join(c for c in word if c.isalnum() or c in '-_') or 'word'}.safetensors"
+    target = folder / file
     target.unlink(missing_ok=True)
     extra = sd.text[0].token.extra
     assert extra is not None

@@ -27,11 +27,13 @@ COLUMNS = 8                                       # of the sheet
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a method trains: parameters by their names in `parts`, each at so many times the learning rate; and how it
-    is written into a folder."""
+    """What a method trains: parameters by their names in `parts`, each at so many times the learning rate; how it is
+    written into a folder, what it is called there, and which option of `minisd.generate` takes it."""
 
     rates: Mapping[str, float]
     export: Callable[[Path], None]
+    file: str
+    option: str
 
 
 def parts(sd: StableDiffusion) -> nn.ModuleDict:
