@@ -13,12 +13,13 @@ ARGS ?=
 override PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help generate test test-slow lint bench train-emoji clean
+.PHONY: help generate test test-slow test-gpu lint bench train-emoji clean
 
 help:
 	@echo 'make generate PROMPT="a red apple" [ARGS="--seed 7"]   draw a picture into $(OUT)/'
 	@echo 'make test [ARGS="-k vae"]                              run the tests'
 	@echo 'make test-slow                                         the conversion of a full-size checkpoint (minutes)'
+	@echo 'make test-gpu                                          the same networks, pictures and training on a GPU'
 	@echo 'make lint                                              ruff and mypy'
 	@echo 'make bench                                             speed and memory beside diffusers'
 	@echo 'make train-emoji                                       train the embedded model anew (hours)'
@@ -31,6 +32,9 @@ test: $(VENV)/test.stamp
 
 test-slow: $(VENV)/test.stamp
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-gpu: $(VENV)/test.stamp
+	$(PY) -m pytest -m gpu $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .

@@ -91,5 +91,5 @@ def maker_of(module: nn.Module, settings: object) -> str:
     found = hashlib.sha256(repr(settings).encode())
     for name, tensor in module.state_dict().items():
         found.update(name.encode())
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minisd.devices import sent
+
 
 class Purpose(IntEnum):
     """One stream each, so that reading more of one never shifts another."""
@@ -35,8 +37,8 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [b, *shape]."""
         draws = [s.standard_normal(shape, dtype=np.float32) for s in self.streams]
-        return torch.from_numpy(np.stack(draws)).to(self.device)
+        return sent(torch.from_numpy(np.stack(draws)), self.device)
 
     def uniform(self) -> Tensor:
         """Uniform in [0, 1): [b]."""
-        return torch.tensor([s.random(dtype=np.float32) for s in self.streams], device=self.device)
+        return sent(torch.tensor([s.random(dtype=np.float32) for s in self.streams]), self.device)

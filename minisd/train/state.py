@@ -71,12 +71,14 @@ class State:
             raise MinisdError("the checkpoint belongs to another model", str(folder),
                               f"{len({name for name, _ in there ^ here})} parameters differ, "
                               f"the first {min(name for name, _ in there ^ here)}", "use another run folder", USAGE)
+        fused = isinstance(self.optimizer, torch.optim.AdamW)       # its counts lie beside the weights, others' do not
         with torch.no_grad():
             for name, p in self.params.items():
                 p.copy_(params[name])
                 self.ema[name].copy_(ema[name])
                 if f"{name}:step" in moments:
-                    self.optimizer.state[p] = {"step": moments[f"{name}:step"].reshape(())} | {
+                    self.optimizer.state[p] = {
+                        "step": moments[f"{name}:step"].reshape(()).to(p.device if fused else "cpu")} | {
                         key: torch.empty_like(p).copy_(moments[f"{name}:{key}"].reshape(p.shape)) for key in MOMENTS}
         self.step = int(read_manifest(folder)["step"])
 

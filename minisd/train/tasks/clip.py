@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPText, CLIPVision
 from minisd.config import ModelConfig
+from minisd.devices import CPU
 from minisd.text import tokenizer_of
 from minisd.train.config import CLIPTask
 from minisd.train.data import Batch, Pictures
@@ -47,22 +48,25 @@ class TrainCLIP:
     model: Path
     held_out: Pictures
     seed: int
+    device: torch.device = CPU
     towers: Towers = field(init=False)
 
     def __post_init__(self) -> None:
         text, vision = (model.take_or_new(self.model, self.cfg, name, self.seed) for name in ("text", "vision"))
-        self.towers = Towers(cast(CLIPText, text), cast(CLIPVision, vision), self.options.temperature)
+        self.towers = Towers(cast(CLIPText, text), cast(CLIPVision, vision), self.options.temperature).to(self.device)
         self.tokenizer = tokenizer_of(self.cfg.text[0])
 
     def trained(self) -> nn.Module:
         return self.towers
 
     def ids(self, captions: list[str]) -> Tensor:
-        return torch.tensor([self.tokenizer.encode(caption, truncate=True) for caption in captions])
+        ids = [self.tokenizer.encode(caption, truncate=True) for caption in captions]
+        return torch.tensor(ids, device=self.device)
 
     def loss(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        logits = self.towers(batch.pixels, self.ids(batch.captions))
-        own = torch.arange(len(logits))
+        assert batch.pixels is not None
+        logits = self.towers(batch.pixels.to(self.device), self.ids(batch.captions))
+        own = torch.arange(len(logits), device=self.device)
         return {"pictures": F.cross_entropy(logits, own) / 2, "captions": F.cross_entropy(logits.T, own) / 2}
 
     @torch.no_grad()
@@ -70,7 +74,8 @@ class TrainCLIP:
         """Share of held-out pictures whose plain caption is the first, or among the first five, of all of them."""
         batch = self.held_out.batch(list(range(min(MEASURED, len(self.held_out.rows)))))
         assert batch.pixels is not None
-        pictures = F.normalize(torch.cat([self.towers.vision(x) for x in batch.pixels.split(TOGETHER)]), dim=-1)
+        parts = batch.pixels.to(self.device).split(TOGETHER)
+        pictures = F.normalize(torch.cat([self.towers.vision(x) for x in parts]), dim=-1)
         captions = F.normalize(self.towers.text(self.ids(batch.captions)).pooled, dim=-1)
         similarity = pictures @ captions.T
         rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)

@@ -16,6 +16,7 @@ from minisd.clip import TextStates
 from minisd.config import ModelConfig
 from minisd.devices import pick_dtype
 from minisd.errors import USAGE, MinisdError
+from minisd.fast.passes import quicken
 from minisd.pipeline import StableDiffusion
 from minisd.sites import Sites, unet_sites
 from minisd.train.config import Preview
@@ -73,6 +74,7 @@ class Distill:
         self.dtype = DTYPES[self.options.teacher_dtype]
         self.teacher = self.sd.unet.requires_grad_(False)
         self.teacher.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        quicken(self.teacher)                     # now, so that it rounds no otherwise after a preview than before
         self.objective = Objective(self.cfg.noise, self.cfg.prediction)
         self.empty = self.words("")
 

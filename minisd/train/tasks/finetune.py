@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig
-from minisd.devices import pick_dtype
+from minisd.devices import CPU, pick_dtype
 from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.images import grid
@@ -39,6 +39,7 @@ class Finetune:
     held_out: Encoded
     shown: Preview
     seed: int
+    device: torch.device = CPU
     modules: nn.ModuleDict = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +49,8 @@ class Finetune:
         random = self.options.start == "random"
         unet = model.new(self.cfg, "unet", self.seed) if random else model.take(self.model, "unet")
         text = model.take_text(self.model).requires_grad_(self.options.train_text)
-        self.modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})  # type: ignore[call-overload]
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.modules = nn.ModuleDict({"unet": unet, "text": text}).to(self.device)
         objective = Objective(self.cfg.noise, self.cfg.prediction, self.options.min_snr, self.options.shift)
         empty = None if self.data.words is None else self.data.words("")
         self.denoising = Denoising(self.cfg, self.unet, self.text, objective, self.options.offset_noise, empty)
@@ -73,9 +75,9 @@ class Finetune:
         Drawn in the precision that a user of this machine gets, with the weights as they are trained.
         """
         shown = self.shown
-        lowered = torch.bfloat16 in (pick_dtype("auto", torch.device("cpu")), self.unet.conv_in.weight.dtype)
+        lowered = torch.bfloat16 in (pick_dtype("auto", self.device), self.unet.conv_in.weight.dtype)
         if shown.prompts:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lowered):
                 drawn = StableDiffusion(self.cfg, self.unet, self.data.vae, (self.text,)).txt2img(
                     shown.prompts, steps=shown.steps, cfg=shown.guidance, sampler=shown.sampler, seed=shown.seed,
                     batch=TOGETHER)
@@ -87,8 +89,9 @@ class Finetune:
     def measure(self) -> float:
         """Denoising error on held-out pictures; their noise and timesteps are the same every time."""
         numbers = list(range(min(MEASURED, len(self.held_out.pictures.rows))))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.denoising.error(self.held_out.batch(numbers), Draws(self.seed, numbers), 0.0).item()
+        draws = Draws(self.seed, numbers, self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return self.denoising.error(self.held_out.batch(numbers), draws, 0.0).item()
 
     def export(self, folder: Path) -> None:
         """The UNet, and the text encoder where it has learnt; the model draws as the previews do when nobody says."""

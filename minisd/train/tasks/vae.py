@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minisd.config import ModelConfig
+from minisd.devices import CPU
 from minisd.images import grid, to_images
 from minisd.train.config import VAETask
 from minisd.train.data import Batch, Pictures
@@ -48,6 +49,7 @@ class TrainVAE:
     model: Path
     held_out: Pictures
     seed: int
+    device: torch.device = CPU
     modules: nn.ModuleDict = field(init=False)
     perceptual: LPIPS | None = field(init=False)
 
@@ -58,7 +60,9 @@ class TrainVAE:
             self.vae.encoder.requires_grad_(False)
         if self.options.adversary:
             self.modules["critic"] = model.seeded(self.seed, PatchCritic)
-        self.perceptual = load_lpips(Path(self.options.perceptual)) if self.options.perceptual else None
+        self.modules.to(self.device)
+        perceptual = self.options.perceptual
+        self.perceptual = load_lpips(Path(perceptual)).to(self.device) if perceptual else None
 
     @property
     def vae(self) -> VAE:
@@ -69,7 +73,8 @@ class TrainVAE:
 
     def loss(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         assert batch.pixels is not None
-        x, options = batch.pixels.contiguous(memory_format=torch.channels_last), self.options
+        options = self.options
+        x = batch.pixels.to(draws.device).contiguous(memory_format=torch.channels_last)
         side = x.shape[-1] // self.cfg.vae.factor
         out, posterior = self.vae(x, draws.normal(self.cfg.vae.latent_channels, side, side))
         out = out.float()
@@ -115,7 +120,7 @@ class TrainVAE:
         """Some held-out pictures, the same every time: [n, 3, size, size]."""
         pixels = self.held_out.batch(list(range(min(most, len(self.held_out.rows))))).pixels
         assert pixels is not None
-        return pixels
+        return pixels.to(self.device)
 
 
 def psnr(outs: Tensor, pixels: Tensor) -> float:

@@ -178,4 +178,5 @@ def test_the_sheet_and_the_measures(task, tmp_path, monkeypatch):
 def test_a_teacher_beside_itself_measures_zero(task):
     measures = task(removed=(), shown=Preview()).preview(None, 1)
     assert measures["held_out/noise"] > 0
-    assert {value for name, value in measures.items() if name != "held_out/noise"} == {0.0}
+    # The teacher's layers are the quick ones, which add up in another order; the student's learn.
+    assert max(value for name, value in measures.items() if name != "held_out/noise") < 1e-10
