@@ -1,4 +1,4 @@
-"""`python -m minisd.train RECIPE.toml --data FOLDER --out FOLDER`: run the stages of a recipe, one after the other.
+"""`python -m minisd.train RECIPE --data FOLDER --out FOLDER`: run the stages of a recipe, one after the other.
 
 `python -m minisd.train data-check FOLDER` looks at every picture and caption beforehand.
 """
@@ -24,8 +24,8 @@ SPLITS = ("train", "holdout", "twin")
 class Options:
     """Train a model as a recipe says. Every run can be killed at any moment and goes on with --resume auto."""
 
-    recipe: Annotated[Path, Positional]
-    """A recipe: a .toml file, or the recipe.json that stands beside an earlier run."""
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """subject, style, flaw, differential, emoji; or a .toml file, or the recipe.json beside an earlier run."""
     data: Path
     """Folder of pictures with metadata.jsonl, or with a text file beside each."""
     out: Path
@@ -83,12 +83,17 @@ def run(options: Options) -> None:
     """Check everything that can be checked without torch, then train."""
     from minisd.schema import read_file
     from minisd.train.config import Recipe
+    from minisd.train.experiment import RECIPES, find, is_experiment
 
-    recipe = read_file(Recipe, options.recipe)
+    path = find(options.recipe)
+    if not path.is_file():
+        names = ", ".join(sorted(one.stem for one in RECIPES.glob("*.toml") if not is_experiment(one)))
+        raise MinisdError("no such recipe", options.recipe, f"shipped are {names}", "name one of these, or a file")
+    recipe = read_file(Recipe, path)
     recipe = replace(recipe, base=options.base or recipe.base)
     names = [stage.name for stage in recipe.stages]
     if options.stage and options.stage not in names:
-        raise MinisdError(f"no stage {options.stage!r}", str(options.recipe), f"it has {', '.join(names)}",
+        raise MinisdError(f"no stage {options.stage!r}", options.recipe, f"it has {', '.join(names)}",
                           "name one of these", USAGE)
     chosen = [options.stage] if options.stage else names
     if options.resume not in ("auto", "latest", "never") and len(chosen) > 1:

@@ -84,6 +84,13 @@ def test_files_that_are_refused(run, tmp_path, pictures):
     assert code == BAD_FILE and "metadata.jsonl:1" in told and "no entry 'text'" in told
 
 
+def test_a_recipe_by_its_name(run, pictures):
+    code, told = run("subjekt")
+    assert code == BAD_FILE and "shipped are differential, emoji, flaw, style, subject" in told
+    code, told = run("subject", data=pictures / "none")
+    assert code == BAD_FILE and "no such folder" in told
+
+
 def test_an_out_that_is_a_file(run, tmp_path):
     (tmp_path / "out").write_text("")
     assert run(TINY)[0] == RESOURCE
