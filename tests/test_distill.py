@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from minisd import store
 from minisd.distill import main
@@ -63,6 +65,25 @@ def test_a_run_exported_and_drawn_with(run, recipe, tmp_path, capfd):
     assert main(["export", str(out / "checkpoint-3"), str(tmp_path / "taken"), "--raw"]) == 0
     assert "raw weights" in capfd.readouterr().out and store.load(tmp_path / "taken").cfg.size == 64
     assert run(out / "recipe.json", "--start", out, out="second")[0] == 0
+
+
+def test_bfloat16_weights_measured_shown_resumed_and_exported(run, recipe, tmp_path, capfd):
+    """Of 4 steps at once, and of 2 and 2: every file is the same; what is taken home loads."""
+    experiment = json.loads(recipe.read_text())
+    experiment["train"] |= {"dtype": "bf16", "weights": "bf16", "recompute": True}
+    rounded = tmp_path / "rounded.json"
+    rounded.write_text(json.dumps(experiment))
+    assert run(rounded, "--max-steps", "4")[0] == 0
+    assert run(rounded, "--max-steps", "2", out="cut")[0] == 0
+    assert run(rounded, "--max-steps", "4", "--resume", "latest", out="cut")[0] == 0
+    whole, cut = tmp_path / "out", tmp_path / "cut"
+    for name in ("params", "ema", "optimizer"):
+        one, other = ((folder / "checkpoint-4" / f"{name}.safetensors").read_bytes() for folder in (whole, cut))
+        assert one == other, name
+    assert load_file(whole / "checkpoint-4" / "params.safetensors")["conv_in.weight"].dtype == torch.bfloat16
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "held_out/noise" in row] == [0, 3, 4]
+    assert store.load(whole / "model").unet.cfg.mid_depth is None
 
 
 @pytest.mark.parametrize("options, code, words", [

@@ -149,6 +149,22 @@ def test_four_steps_are_two_a_kill_and_two_to_the_bit(begun, changed, pictures, 
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
+def test_a_unet_learns_in_bfloat16_weights_too(begun, changed, pictures, child):
+    """Measured, drawn with and taken home; killed and resumed to the same bits. Other stages have nothing to save."""
+    recipe, whole, cut = changed("unet", weights="bf16", **BETWEEN), begun("whole"), begun("cut")
+    train(recipe, ["unet"], pictures, whole, "auto")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_between_two_commits(patch)
+        assert child(lambda: train(recipe, ["unet"], pictures, cut, "auto")) == -signal.SIGKILL
+    assert child(lambda: train(recipe, ["unet"], pictures, cut, "latest")) == 0
+    expected, found = (files(out, "*.safetensors", "*.jsonl", "*.png") for out in (whole, cut))
+    assert expected.keys() == found.keys() and [name for name in expected if expected[name] != found[name]] == []
+    held_out = [row["held_out"] for row in rows(whole / "unet") if "held_out" in row]
+    assert len(held_out) > 1 and held_out[-1] != held_out[0]
+    with pytest.raises(ValueError, match="weights in bf16 are for whole UNets"):
+        changed("clip", weights="bf16")
+
+
 def test_another_seed_is_another_run(begun, changed, pictures):
     runs = {}
     for seed in (3, 4):
