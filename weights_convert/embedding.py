@@ -38,7 +38,8 @@ def understood(tensors: Mapping[str, Tensor], where: str) -> Embedding:
     if tensors and tensors.keys() <= ENCODERS.keys():
         return Embedding(None, {ENCODERS[key]: rows(key, one, where) for key, one in tensors.items()})
     if len(tensors) != 1:
-        raise MinisdError("not an embedding", where, f"it holds {len(tensors)} tensors: {', '.join(list(tensors)[:5])}",
+        raise MinisdError("not an embedding", where,
+                          f"it holds {len(tensors)} tensors: {', '.join([*tensors][:2])}{', …' * (len(tensors) > 2)}",
                           "give a textual inversion; LoRAs go to --lora, models to --model")
     (key, tensor), = tensors.items()
     return Embedding(None if key in NAMELESS else key, {ALONE: rows(key, tensor, where)})
@@ -52,6 +53,11 @@ def rows(key: str, tensor: Tensor, where: str) -> Tensor:
     if not tensor.isfinite().all():
         raise MinisdError("the embedding holds NaN or infinity", where, key, code=NUMERICAL)
     return tensor.reshape(-1, tensor.shape[-1]).clone()
+
+
+def is_alone(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file is an embedding's and no other's, as far as keys and shapes tell."""
+    return (len(tensors) == 1 or tensors.keys() == ENCODERS.keys()) and all(one.dim() < 3 for one in tensors.values())
 
 
 def is_bundled(key: str) -> bool:

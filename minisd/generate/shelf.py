@@ -39,7 +39,10 @@ class Shelf:
         return tuple(found)
 
     def _given(self, name: str, folder: Path) -> Path:
-        return path if is_there(path := Path(name)) else named(name, folder, self.kind)
+        path = Path(name)
+        if path.is_absolute() and not is_there(path):
+            raise absent(name, [path], folder, self.kind)
+        return path if is_there(path) else named(name, folder, self.kind)
 
     def _lora(self, ask: Ask, path: Path) -> Lora:
         return Lora(*self._hashed(ask.name, path), ask.strength)
@@ -80,18 +83,28 @@ def named(name: str, folder: Path, kind: Kind) -> Path:
     tried = [folder / f"{bare(name, kind)}{suffix}" for suffix in SUFFIXES[kind]]
     found = next((path for path in tried if is_there(path)), None)
     if found is None:
-        near = get_close_matches(name, list(there(folder, kind)), n=3)
-        raise MinisdError(f"no {kind.noun} is called {name!r}", f"looked for "
-                          f"{', '.join(str(path) for path in tried if path.suffix)}",
-                          f"near: {', '.join(near)}" if near else "",
-                          f"give its folder by --lora-dir, or the file by {kind.option}")
+        raise absent(name, tried, folder, kind)
     return found
+
+
+def absent(name: str, tried: Sequence[Path], folder: Path, kind: Kind) -> MinisdError:
+    """What is near, and what the name holds if it is a folder."""
+    near = [*get_close_matches(name, list(there(folder, kind)), n=3), *map(str, within(Path(name), kind))]
+    return MinisdError(f"no {kind.noun} is called {name!r}", f"looked for "
+                       f"{', '.join(str(path) for path in tried if path.suffix or path.is_absolute())}",
+                       f"near: {', '.join(near)}" if near else "",
+                       f"give its folder by --lora-dir, or the file by {kind.option}")
 
 
 def there(folder: Path, kind: Kind) -> Iterator[str]:
     """Names in a folder, as they would be asked for."""
-    files = folder.iterdir() if folder.is_dir() else ()
-    return (bare(path.name, kind) for path in files if path.suffix in SUFFIXES[kind] and is_there(path))
+    return (bare(path.name, kind) for path in within(folder, kind))
+
+
+def within(folder: Path, kind: Kind) -> Iterator[Path]:
+    """A folder's files of a kind, if it is one."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return (path for path in files if path.suffix in SUFFIXES[kind] and is_there(path))
 
 
 def hashes(path: Path, kind: Kind) -> tuple[str, str]:

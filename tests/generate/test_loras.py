@@ -192,6 +192,11 @@ def test_refused(at: Draw, monkeypatch, capsys, args, code, told) -> None:
     assert told in error and len(error.splitlines()) <= 6 and "Traceback" not in error
 
 
+def test_a_folder_is_no_lora_but_may_hold_some(draw: Draw, shelf: Path, capsys) -> None:
+    assert draw("a", "--lora", str(shelf)) == 3
+    assert f"near: {shelf / 'face.safetensors'}, {shelf / 'style.safetensors'}" in capsys.readouterr().err
+
+
 def changed(shelf: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
     """`style`, changed."""
     tensors = load_file(shelf / "style.safetensors")
@@ -216,8 +221,8 @@ FAULTS = {                                        # B1 and B3: what is done to a
     "a NaN": (lambda t: t[first(t, "lora_up.weight")].fill_(float("nan")), 5, "NaN"),
     "an unknown key": (lambda t: t.__setitem__("what.is_this", torch.ones(1)), 3, "what.is_this"),
     "norms": (lambda t: t.__setitem__("lora_unet_conv_in.w_norm", torch.ones(1)), 3, "norms, which are not read"),
-    "an embedding": (lambda t: (t.clear(), t.__setitem__("emb_params", torch.ones(2, 32))), 3, "not a LoRA that is"),
-    "no LoRA": (lambda t: (t.clear(), t.__setitem__("a.weight", torch.ones(1))), 3, "not a LoRA that is known"),
+    "an embedding": (lambda t: (t.clear(), t.__setitem__("emb_params", torch.ones(2, 32))), 3, "by --embedding"),
+    "no LoRA": (lambda t: (t.clear(), t.__setitem__("a.weight", torch.ones(1, 1, 1))), 3, "not a LoRA that is known"),
 }
 
 

@@ -193,8 +193,9 @@ GOOD = {f"{STEM}.lora_down.weight": torch.ones(4, 1280), f"{STEM}.lora_up.weight
     (GOOD | {f"{STEM}.lora_up.weight": torch.ones(1280, 3)}, "do not fit together"),
     (GOOD | {f"{STEM}.dora_scale": torch.ones(8)}, "DoRA"),
     ({"lora_unet_elsewhere.lora_down.weight": torch.ones(4, 8)}, "another model"),
-    ({"te.weight": torch.ones(4)}, "not a LoRA that is known"),
-    ({"<word>": torch.ones(768)}, "not a LoRA that is known"),
+    ({"te.weight": torch.ones(4), "more": torch.ones(4)}, "not a LoRA that is known"),
+    ({"<word>": torch.ones(768)}, "an embedding, not a LoRA"),
+    ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "an embedding, not a LoRA"),
     ({key.replace("attn1", "attn2").replace("to_q", "to_k"): torch.ones(4, 999) if "down" in key else one
       for key, one in GOOD.items()}, "another model"),
 ])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minisd.config import ModelConfig
 from minisd.errors import NUMERICAL, MinisdError
-from weights_convert.embedding import is_bundled
+from weights_convert.embedding import is_alone, is_bundled
 from weights_convert.folders import read_json
 from weights_convert.lora.adapter import Adapter, Entry, Kind, Place
 from weights_convert.lora.names import DIFFUSERS, FAMILIES, modules, numbered, spellings
@@ -67,6 +67,9 @@ def read_adapter(source: str | Path, cfg: ModelConfig | None = None) -> Adapter:
                               "give the folder that PEFT wrote, or a LoRA's file")
         path, peft = path / PEFT_FILES[0], read_json(path / PEFT_FILES[1])
     file = read_file(path)
+    if is_alone(file.tensors) and not any(key.endswith((*ENDS, *UNREAD)) for key in file.tensors):
+        raise MinisdError("an embedding, not a LoRA", str(path), f"it holds {', '.join(file.tensors)} alone",
+                          "give it by --embedding")
     embeddings = {key: one for key, one in file.tensors.items() if is_bundled(key)}
     tensors = {key: one for key, one in file.tensors.items() if key not in embeddings and not key.endswith(":rank")}
     stems, dialect = grouped(tensors, str(path))
