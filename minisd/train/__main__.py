@@ -87,8 +87,9 @@ def run(options: Options) -> None:
 
     path = find(options.recipe)
     if not path.is_file():
-        names = ", ".join(sorted(one.stem for one in RECIPES.glob("*.toml") if not is_experiment(one)))
-        raise MinisdError("no such recipe", options.recipe, f"shipped are {names}", "name one of these, or a file")
+        shipped = sorted(one.stem for one in RECIPES.glob("*.toml") if not is_experiment(one))
+        raise MinisdError("no such recipe", options.recipe, f"shipped are {', '.join(shipped)}",
+                          "name one of these, or a file")
     recipe = read_file(Recipe, path)
     recipe = replace(recipe, base=options.base or recipe.base)
     names = [stage.name for stage in recipe.stages]
