@@ -7,6 +7,7 @@ On processors with AMX it multiplies by that, and is the faster.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.devices import cpu_flags
@@ -29,14 +30,27 @@ class ChunkedAttention(Attention):
     """The same projections; scores and their powers in float32."""
 
     def forward(self, x: Tensor, context: Tensor, causal: bool = False) -> Tensor:  # [b, n, dim], [b, m, context_dim]
-        if causal or not inferring() or x.shape[1] * context.shape[1] < LARGE:
+        if causal or not inferring():
             return super().forward(x, context, causal)
-        q, k, v = self.split(self.q(x)), self.split(self.k(context)), self.split(self.v(context))
-        y = x.new_empty(*x.shape[:2], *q.shape[1::2])                # [b, n, heads, dim/heads]
-        for b in range(len(x)):
-            for h in range(self.heads):
-                attend(q[b, h], k[b, h], v[b, h], y[b, :, h])
-        return self.out(y.flatten(2))
+        answer = one_operator if torch.compiler.is_compiling() else answered
+        return self.out(answer(self.q(x), self.k(context), self.v(context), self.heads))
+
+
+def answered(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The values that the queries find, in pieces where they are many: [b, n, dim], [b, m, dim], [b, m, dim]."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))      # [b, heads, n or m, dim/heads]
+    if q.shape[2] * k.shape[2] < LARGE:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    y = q.new_empty(len(q), q.shape[2], heads, q.shape[3])
+    for b in range(len(q)):
+        for h in range(heads):
+            attend(q[b, h], k[b, h], v[b, h], y[b, :, h])
+    return y.flatten(2)
+
+
+# For the compiler, which would else unroll the pieces and fix their number.
+one_operator = torch.library.custom_op("minisd::answered", answered, mutates_args=())
+one_operator.register_fake(lambda q, k, v, heads: torch.empty_like(q))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:

@@ -52,11 +52,15 @@ class Clock:
             hook.remove()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():         # what is one graph is timed as one
+            return
         self._pass()
         self.within.append(PLAIN.get(type(module), type(module)).__name__)
         self.calls[self._here()] += 1
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         self._pass()
         self.within.pop()
 

@@ -5,11 +5,21 @@ Fewer tensors come into being, so that fewer pages are cleared by the kernel and
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisd.layers import GEGLU, ResBlock, TransformerLayer
 
 ROWS = 512                                        # tokens at a time, whose 8 dim values fit a cache
+
+
+class LeanGroupNorm(nn.GroupNorm):
+    """Without the look at layouts that has a compiler tell a batch of one from others."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, c, h, w] -> [b, c, h, w]
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        b, c, h, w = x.shape
+        return torch.native_group_norm(x, self.weight, self.bias, b, c, h * w, self.num_groups, self.eps)[0]
 
 
 class LeanResBlock(ResBlock):
@@ -29,7 +39,8 @@ class LeanGEGLU(GEGLU):
     """Tokens some at a time."""
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, dim] -> [b, n, dim]
-        if torch.is_grad_enabled():               # which knows nothing of pieces written into one tensor
+        # Gradients know nothing of pieces written into one tensor; a compiler fuses the whole, in any number of tokens.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         y = torch.empty_like(x)
         for part, out in zip(x.flatten(0, 1).split(ROWS), y.flatten(0, 1).split(ROWS), strict=True):

@@ -7,7 +7,8 @@ know neither gradients nor autocast, and where either is asked for, every layer 
 """
 
 import platform
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,35 @@ def inferring() -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` for inference: [..., in], [out, in], [out] -> [..., out]."""
+    return (traced_product if torch.compiler.is_compiling() else _product)(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+                 dilation: Sequence[int], groups: int) -> Tensor:
+    """`F.conv2d` of a packed weight."""
+    return mkldnn._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+
+
+# The compiler takes the operators themselves for constant weights alone; these it leaves as they are.
+traced_product = torch.library.custom_op("minisd::product", _product, mutates_args=())
+traced_convolution = torch.library.custom_op("minisd::convolution", _convolution, mutates_args=())
+
+
+@traced_product.register_fake
+def _product_shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@traced_convolution.register_fake
+def _convolution_shape(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+                       dilation: Sequence[int], groups: int) -> Tensor:
+    seen = [dilation[n] * (weight.shape[n + 2] - 1) + 1 for n in (0, 1)]
+    sides = [(x.shape[n + 2] + 2 * padding[n] - seen[n]) // stride[n] + 1 for n in (0, 1)]
+    return x.new_empty(x.shape[0], *sides, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def packed(weight: Tensor, rows: int) -> Tensor:
@@ -65,8 +94,9 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:  # [b, in_channels, h, w] -> [b, out_channels, h', w']
         if not inferring():
             return self._conv_forward(x, self.weight.to_dense(), self.bias)
-        return mkldnn._convolution_pointwise(x, self.weight, self.bias, self.padding, self.stride, self.dilation,
-                                             self.groups, "none", [], "")
+        convolution = traced_convolution if torch.compiler.is_compiling() else _convolution
+        padding = cast(tuple[int, ...], self.padding)
+        return convolution(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

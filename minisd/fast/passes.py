@@ -12,22 +12,24 @@ from torch import nn
 
 from minisd.fast.attention import ChunkedAttention, worthwhile
 from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv2d
+from minisd.fast.compiled import CompiledUNet
 from minisd.fast.eightbit import FULL, Eight, swell
-from minisd.fast.lean import LeanGEGLU, LeanResBlock, LeanTransformerLayer
+from minisd.fast.lean import LeanGEGLU, LeanGroupNorm, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
 from minisd.fast.phases import PhasedStage
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
 from minisd.lora import LoRAConv2d, LoRALinear
+from minisd.unet import UNet
 from minisd.vae import Stage
 
 M = TypeVar("M", bound=nn.Module)
 FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
     ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear,
-    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage}
+    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage, nn.GroupNorm: LeanGroupNorm}
 # Convolutions of 1x1, and others.
 CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] = {
     nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}
-PLAIN = {fast: plain for plain, fast in FASTER.items()} | {ChunkedAttention: Attention} | {
+PLAIN = {fast: plain for plain, fast in FASTER.items()} | {ChunkedAttention: Attention, CompiledUNet: UNet} | {
     fast: plain for plain, both in CONVOLUTIONS.items() for fast in both}
 PACKED = {packed for _, packed in CONVOLUTIONS.values()}
 

@@ -8,6 +8,7 @@ import torch
 from minisd.config import ModelConfig
 from minisd.devices import pick_device, pick_dtype
 from minisd.drawing import Defaults, Drawing
+from minisd.fast.compiled import compile_unet
 from minisd.generate.gallery import Key
 from minisd.generate.options import Options
 from minisd.pipeline import StableDiffusion
@@ -28,12 +29,16 @@ class Source:
     cfg: ModelConfig
     device: torch.device
     dtype: str
+    compiled: bool
 
     def key(self, drawing: Drawing) -> Key:
         return Key(drawing, self.sha256, self.device.type, self.dtype)
 
     def load(self) -> StableDiffusion:
-        return load(self.path, str(self.device), self.dtype)
+        sd = load(self.path, str(self.device), self.dtype)
+        if self.compiled:
+            compile_unet(sd.unet)
+        return sd
 
 
 def opened(path: Path, options: Options, share: Share) -> Source:
@@ -41,7 +46,7 @@ def opened(path: Path, options: Options, share: Share) -> Source:
     device = pick_device(device_of(options.device, share))
     dtype = str(pick_dtype(options.dtype or "auto", device)).removeprefix("torch.")
     own, cfg = described(path)
-    return Source(path, fingerprint(path), own, cfg, device, dtype)
+    return Source(path, fingerprint(path), own, cfg, device, dtype, options.compile)
 
 
 def described(path: Path) -> tuple[Defaults, ModelConfig]:
