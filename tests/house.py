@@ -20,7 +20,8 @@ LINES_OF_FILE, LINES_OF_FUNCTION, NESTING, ARGUMENTS = 400, 60, 3, 7
 FILE_NAMES = ("utils", "util", "helpers", "helper", "common", "base", "misc")
 PEERS = ("diffusers", "transformers", "peft", "accelerate", "k_diffusion", "open_clip", "clip", "ldm")
 # Programs that record goldens ask the peers, too; minisd.parity compares with them when asked to.
-PEERS_LIVE_IN = ("tests/reference/", "tests/goldens/make_", "benchmarks/", "minisd/parity.py")
+PEERS_LIVE_IN = ("tests/reference/", "tests/goldens/make_", "benchmarks/", "minisd/parity.py",
+                 "tests/gpu/test_beside_", "tests/benchmarks/test_gpu.py")
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml")
 CALLS = {
     "hasattr": "say what a thing is by its config, or by None",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comparison import random_model
-from gpu.precision import DTYPES, TOLERANCE
+from precision import DTYPES, TOLERANCE
 from tiny import TINY_UNETS
 
 from minisd.clip import CLIPText

@@ -9,8 +9,8 @@ import pytest
 import tiny_model
 import torch
 from comparison import assert_close
-from gpu.precision import DTYPES
 from PIL import Image, ImageDraw
+from precision import DTYPES
 
 from minisd import attach, store
 from minisd.control import Hires

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from comparison import assert_close, random_model, recorded
-from gpu.precision import DTYPES, TOLERANCE
+from precision import DTYPES, TOLERANCE
 from tiny import TINY_UNETS
 from torch import Tensor, nn
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 import tiny_model
 import torch
-from gpu.watch import Watch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from watch import Watch
 
 from minisd import devices, store
 from minisd.canvas import canvas_of
