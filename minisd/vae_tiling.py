@@ -21,6 +21,7 @@ from minisd.layers import ResBlock
 from minisd.vae import VAE, Decoder, Stage
 
 STRIP = 1 << 16                                   # pixels of a strip, as near as whole rows come
+SLAB = 2                                          # strips in one piece of memory: large pieces go back to the system
 NEAR = 2                                          # rows above and below that a residual block sees
 
 
@@ -35,8 +36,12 @@ class Rows:
 
     def strips(self, pixels: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of strips that cover the picture."""
-        step = max(pixels // self.width, 1)
+        step = self.step(pixels)
         return ((start, min(start + step, self.height)) for start in range(0, self.height, step))
+
+    def step(self, pixels: int) -> int:
+        """Rows of a strip."""
+        return max(pixels // self.width, 1)
 
 
 def decode_in_strips(vae: VAE, z: Tensor, pixels: int = STRIP) -> Tensor:
@@ -63,10 +68,7 @@ def those_of(x: Tensor, first: int, height: int) -> Rows:
 
 def kept(rows: Rows, pixels: int) -> Rows:
     """All rows computed once and for all, while those they come from are let go."""
-    parts: list[tuple[int, Tensor]] = []          # strips, and where each begins
-    for start, stop in rows.strips(pixels):
-        parts.append((start, rows.read(start, stop).contiguous(memory_format=torch.channels_last)))
-        rows.forget(stop)
+    parts = [(start, gathered(rows, start, stop, pixels)) for start, stop in rows.strips(SLAB * pixels)]
 
     def read(start: int, stop: int) -> Tensor:
         found = [part[:, :, max(start - first, 0):stop - first] for first, part in parts
@@ -77,6 +79,19 @@ def kept(rows: Rows, pixels: int) -> Rows:
         parts[:] = [(first, part) for first, part in parts if first + part.shape[2] > row]
 
     return Rows(rows.height, rows.width, read, forget)
+
+
+def gathered(rows: Rows, start: int, stop: int, pixels: int) -> Tensor:
+    """Some strips in one tensor, in channels_last; the rows they come from are let go."""
+    slab = torch.empty(0)
+    for above in range(start, stop, rows.step(pixels)):
+        below = min(above + rows.step(pixels), stop)
+        strip = rows.read(above, below)
+        if above == start:
+            slab = strip.new_empty(1, stop - start, rows.width, strip.shape[1]).permute(0, 3, 1, 2)
+        slab[:, :, above - start:below - start] = strip
+        rows.forget(below)
+    return slab
 
 
 def through_block(block: ResBlock, rows: Rows, pixels: int) -> Rows:

@@ -79,7 +79,7 @@ def test_the_parts() -> None:
 
 def test_strips_are_let_go_once_the_next_block_has_come_by() -> None:
     x, forgotten = torch.randn(1, 16, 24, 4), list[int]()
-    held = vae_tiling.kept(of(x), 16)             # strips of four rows
+    held = vae_tiling.kept(of(x), 16)             # strips of four rows, two of them in one piece
     held.forget(9)
     assert torch.equal(held.read(8, 24), x[:, :, 8:])
     with pytest.raises(ValueError, match="empty"):
