@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -137,7 +138,6 @@ def untrained(sd: StableDiffusion, cfg: UNetConfig) -> UNet:
     return surgery.transplant(sd.unet, cfg).requires_grad_(False)
 
 
-@torch.inference_mode()
 def times(sd: StableDiffusion) -> dict[int, list[float]]:
     """Milliseconds of a step by the number of parameters: the teacher and every student in turns, so that the machine's
     moods strike all alike. A step is a call for a picture and its guidance, as `minisd.generate` makes it."""
@@ -149,11 +149,11 @@ def times(sd: StableDiffusion) -> dict[int, list[float]]:
     x, label = (torch.randn(2, *shape, generator=gen).to(sd.dtype) for shape in ((4, side, side), (whole.label_dim,)))
     context = torch.randn(2, sd.cfg.text[0].window, whole.context_dim, generator=gen).to(sd.dtype)
     took: dict[int, list[float]] = {count: [] for count in unets}
-    for _ in range(ROUNDS + 3):
-        for count, unet in unets.items():
-            start = perf_counter()
+    for _, (count, unet) in product(range(ROUNDS + 3), unets.items()):
+        start = perf_counter()
+        with torch.inference_mode():
             unet(x, torch.tensor([500, 500]), context, label)
-            took[count].append(1000 * (perf_counter() - start))
+        took[count].append(1000 * (perf_counter() - start))
     return {count: calls[3:] for count, calls in took.items()}  # the first warm up
 
 

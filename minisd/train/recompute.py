@@ -1,4 +1,4 @@
-"""Activations made again on the way back in place of being kept (Chen et al., arXiv 1604.06174): a third more time, and
+"""Activations made again on the way back in place of being kept (Chen et al., arXiv 1604.06174): it takes longer, and
 of a UNet's blocks only what goes in stays in memory.
 
 As with `minisd.fast.passes` a module keeps its place, its name and its parameters; only its class changes.
