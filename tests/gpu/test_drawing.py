@@ -110,6 +110,15 @@ def test_the_vae_is_asked_again_in_float32(tiny: Callable[..., StableDiffusion],
     assert "decoding again in float32" in caplog.text
 
 
+def test_a_compiled_unet_draws_the_same(tiny: Callable[..., StableDiffusion], device: torch.device) -> None:
+    """As a user compiles any module; on a GPU its kernels are one CUDA graph, here the graph is traced."""
+    sd, gpu = tiny(), device.type == "cuda"
+    expected = [sd.txt2img("a red apple", sampler=name, steps=3, cfg=3.0)[0] for name in ("dpm++3m", "heun")]
+    sd.unet.compile(fullgraph=True, **({"mode": "reduce-overhead"} if gpu else {"backend": "eager"}))
+    found = [sd.txt2img("a red apple", sampler=name, steps=3, cfg=3.0)[0] for name in ("dpm++3m", "heun")]
+    assert max(levels(*pair) for pair in zip(found, expected, strict=True)) <= LEVELS
+
+
 def test_a_large_picture_in_strips(tiny: Callable[..., StableDiffusion]) -> None:
     sd = tiny()
     z = torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(0)).to(sd.device)

@@ -18,7 +18,7 @@ from watch import Watch
 
 from minisd import devices, store
 from minisd.canvas import canvas_of
-from minisd.control import Fresh, Guide, Mask, Start
+from minisd.control import Fresh, Guide, Mask, Shortcuts, Start
 from minisd.drawing import Drawing
 from minisd.images import album, fingerprint
 from minisd.pipeline import StableDiffusion
@@ -54,9 +54,9 @@ def walk(sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         first = replace(sd.drawing("a red apple", "blurry", STEPS, 5.0, size=PICTURE.size), **changes)
         drawings = [first, replace(first, prompt="a blue disc", seed=2 ** 40)]
         canvas = canvas_of(first, album(PICTURE, MASK)) if first.start else None
-        watch = Watch(sd.unet, calls(sd, first))
+        watch = Watch(sd.unet.conv_in, calls(sd, first))      # which every call begins with, shortcuts included
         monkeypatch.setattr(noise, "sent", watch.send)
-        with torch.inference_mode(), watch.watching() if sd.device.type == "meta" else unwaited(sd.unet, watch):
+        with torch.inference_mode(), watch.watching() if sd.device.type == "meta" else unwaited(watch):
             x = draw_latents(sd, drawings, canvas, None)
         assert watch.called == watch.calls and x.shape == (2, 4, 8, 8) and x.device.type == sd.device.type
         return watch
@@ -69,13 +69,13 @@ def calls(sd: StableDiffusion, drawing: Drawing) -> int:
 
 
 @contextmanager
-def unwaited(network: nn.Module, watch: Watch) -> Iterator[None]:
+def unwaited(watch: Watch) -> Iterator[None]:
     """CUDA raises where it is waited for, from the first call of the network to the last."""
     def before(*_: Any) -> None:
         watch.called += 1
         torch.cuda.set_sync_debug_mode("error" if watch.called < watch.calls else "default")
 
-    handle = network.register_forward_pre_hook(before)
+    handle = watch.network.register_forward_pre_hook(before)
     try:
         yield
     finally:
@@ -97,6 +97,11 @@ def test_noise_is_sent_on_the_way(name: str, walk: Callable[..., Watch]) -> None
 @pytest.mark.parametrize("name", GUIDES)
 def test_no_guidance_waits(name: str, walk: Callable[..., Watch]) -> None:
     assert walk(guide=GUIDES[name]).seen == []
+
+
+@pytest.mark.parametrize("shortcuts", [Shortcuts(reuse=2), Shortcuts(merge=0.5), Shortcuts(3, 0.3)], ids=str)
+def test_no_shortcut_waits(shortcuts: Shortcuts, walk: Callable[..., Watch]) -> None:
+    assert walk(shortcuts=shortcuts).seen == []
 
 
 def test_neither_pictures_nor_churn_nor_changing_prompts_wait(walk: Callable[..., Watch]) -> None:
