@@ -15,7 +15,7 @@ from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv
 from minisd.fast.compiled import CompiledUNet
 from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanGroupNorm, LeanResBlock, LeanTransformerLayer
-from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, unpack
+from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, settled, unpack
 from minisd.fast.phases import PhasedStage
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
 from minisd.lora import LoRAConv2d, LoRALinear
@@ -54,7 +54,7 @@ def quicken(model: M, packed: bool = True) -> M:
 
 def _quicken_convolution(conv: nn.Conv2d, packed: bool) -> None:
     served = serves(conv.weight)
-    if served and packed and conv.kernel_size != (1, 1):
+    if served and packed and conv.kernel_size != (1, 1) and settled(conv):
         pack(conv)
         conv.__class__ = CONVOLUTIONS[type(conv)][1]
         return

@@ -1,11 +1,15 @@
 """Layers through oneDNN: their results, and that gradients and autocast are PyTorch's own."""
 
+import copy
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from minisd.fast import onednn
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, dense, pack, serves, unpack
+from minisd.fast.passes import quicken
 
 pytestmark = pytest.mark.skipif(not serves(torch.zeros(1)), reason="PyTorch was built without oneDNN")
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if serves(torch.zeros(1, dtype=dtype))]
@@ -33,6 +37,29 @@ def test_a_packed_convolution_keeps_every_bit(dtype: torch.dtype, size: tuple[in
     assert size[0] == 1 or torch.equal(found, y)  # one small picture PyTorch gives to a kernel of its own
     unpack(conv)
     assert torch.equal(conv.weight, weight) and conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [64, 96, 128, 192, 320, 384])
+def test_no_size_of_picture_pays_for_the_order_of_another(dtype: torch.dtype, channels: int) -> None:
+    """In the wrong order a convolution takes 30 to 150 times as long; to put it in order each time costs at most 5."""
+    conv = frozen(nn.Conv2d(64, channels, 3, padding=1), dtype).to(memory_format=torch.channels_last)
+    fast = quicken(nn.Sequential(copy.deepcopy(conv)))
+    assert (type(fast[0]) is PackedConv2d) == (channels % 48 != 0)
+    for side in (4, 8, 16, 32):
+        x = torch.randn(2, 64, side, side).to(dtype).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            assert seconds(fast, x) < 6 * seconds(conv, x) + 2e-4, f"{side}x{side}"
+
+
+def seconds(layer: nn.Module, x: torch.Tensor) -> float:
+    """Of the processor, at best."""
+    found = []
+    for _ in range(5):
+        start = time.process_time()
+        layer(x)
+        found.append(time.process_time() - start)
+    return min(found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
