@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,7 @@ GFLOP = {"unet": 1606.5, "vae": 2514.5}               # of a UNet step on a pair
 def main() -> int:
     options = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that the weights are removed then as well
-    rows = [row for row in ROWS if (row.name in options.rows if options.rows else not row.long)]
+    rows = chosen(options.rows or ())
     out = options.out or (None if options.quick else RESULTS / f"speed-{slug(cpu())}.json")
     results = kept(out) if options.resume and out else []
     print(f"{cpu()}, {os.cpu_count()} cores; {versions()}\n", file=sys.stderr)
@@ -76,6 +76,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="keep the random weights (8.5 GB) in this folder, or find them")
     parser.add_argument("--scratch", type=Path, help="where else they are for the time being (the system's place)")
     return parser.parse_args()
+
+
+def chosen(names: Collection[str]) -> list[Row]:
+    """The rows of these names; without any, all but the long ones."""
+    return [row for row in ROWS if (row.name in names if names else not row.long)]
 
 
 def make_weights(folder: Path, quick: bool) -> None:

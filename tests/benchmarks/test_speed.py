@@ -52,6 +52,12 @@ def test_being_behind_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "behind: a row, time 0.50" in capsys.readouterr().err
 
 
+def test_what_takes_long_is_measured_on_request() -> None:
+    long = [row.name for row in speed.ROWS if row.long]
+    assert long and not {row.name for row in speed.chosen([])} & set(long)
+    assert [row.name for row in speed.chosen(long)] == long
+
+
 def test_rows_that_were_measured_are_kept(tmp_path: Path) -> None:
     path, made = tmp_path / "results" / "speed.json", result([1.0], [2.0])
     made.add(TUNED, 1.5, 1)
