@@ -36,7 +36,8 @@ class Panel:
         """Lowest and highest x and y of all points; never of no width."""
         points = [point for curve in self.curves.values() for point in curve]
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        return min(xs), max(max(xs), min(xs) * 1.01), min(ys), max(max(ys), min(ys) + 1e-6)
+        least = 2 * min(ys) if self.powers else min(ys) + 1e-6       # what is nearly level is to look it
+        return min(xs), max(max(xs), min(xs) * 1.01), min(ys), max(max(ys), least)
 
     def height(self, y: float) -> float:
         """What is even on the paper."""
