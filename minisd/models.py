@@ -18,11 +18,12 @@ from minisd.samplers.denoiser import Conditioning
 from minisd.text import tell
 from minisd.unet import UNet
 from minisd.vae import VAE, Posterior
-from minisd.vae_tiling import decode_in_strips
+from minisd.vae_tiling import STRIP, decode_in_strips
 
 log = logging.getLogger(__name__)
 
 WHOLE = 1 << 20                                   # pixels that the VAE decodes at once; a larger picture is in strips
+FEW = 1 << 17                                     # the same beside a UNet in 8 bits: memory is scarce, and time is not
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,12 @@ class Models:
         """Latents to pictures; those that half precision makes NaN or infinite are done again in float32."""
         self.must_be_finite(latents, "latents", drawings)
         z, dtype = latents / self.cfg.latent_scale, self.vae.decoder.conv_in.weight.dtype
-        pictures = _decoded(self.vae, z.to(dtype))
+        at_once = FEW if is_small(self.unet) else WHOLE
+        pictures = _decoded(self.vae, z.to(dtype), at_once)
         bad = ~pictures.isfinite().flatten(1).all(dim=1)
         if dtype != torch.float32 and bad.any():
             log.warning("the VAE overflowed in %s: decoding again in float32", name_of(dtype))
-            pictures[bad] = _decoded(copy.deepcopy(self.vae).float(), z[bad].float())
+            pictures[bad] = _decoded(copy.deepcopy(self.vae).float(), z[bad].float(), at_once)
         self.must_be_finite(pictures, "picture", drawings)
         return pictures
 
@@ -99,12 +101,12 @@ class Models:
                           NUMERICAL)
 
 
-def _decoded(vae: VAE, z: Tensor) -> Tensor:
+def _decoded(vae: VAE, z: Tensor, at_once: int) -> Tensor:
     """Latents decoded in bounded memory: [b, c, h, w] -> [b, 3, 8h, 8w] in float32."""
     pixels = z.shape[2] * z.shape[3] * vae.cfg.factor ** 2
-    if pixels > WHOLE:
-        return decode_in_strips(vae, z).float()
-    return torch.cat([vae.decode(part).float() for part in z.split(WHOLE // pixels)])
+    if pixels > at_once:
+        return decode_in_strips(vae, z, min(STRIP, at_once // 8)).float()
+    return torch.cat([vae.decode(part).float() for part in z.split(at_once // pixels)])
 
 
 def _not_finite(modules: dict[str, nn.Module]) -> str:

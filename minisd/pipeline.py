@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from minisd.canvas import canvas_of, drawable
-from minisd.control import PLAIN, Guide, Hires, Mask, Start
+from minisd.control import EXACT, PLAIN, Guide, Hires, Mask, Shortcuts, Start
 from minisd.drawing import STANDARD, Defaults, Drawing
 from minisd.fast.passes import quicken
 from minisd.images import album, as_mask, as_picture, fingerprint, to_images
@@ -31,18 +31,20 @@ class StableDiffusion(Models):
                 cfg: float | None = None, sampler: str | None = None, seed: int = 0,
                 size: tuple[int, int] | None = None, count: int = 1, batch: int = 4,
                 on_step: OnStep | None = None, guide: Guide = PLAIN,
-                hires: Hires | None = None) -> list[Image.Image]:
+                hires: Hires | None = None, shortcuts: Shortcuts = EXACT) -> list[Image.Image]:
         """`count` pictures of each prompt, with seeds from `seed` on; `size` is (width, height).
 
         What is left open is as the model likes it best (`defaults`). `on_step(x, s) -> x` as in `sample`.
         """
-        first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size), guide=guide, hires=hires)
+        first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size), guide=guide, hires=hires,
+                        shortcuts=shortcuts)
         return self._several(first, prompt, count, batch, on_step)
 
     def img2img(self, prompt: str | Sequence[str], image: Image.Image, strength: float = 0.75, negative: str = "",
                 steps: int | None = None, cfg: float | None = None, sampler: str | None = None, seed: int = 0,
                 size: tuple[int, int] | None = None, count: int = 1, batch: int = 4,
-                on_step: OnStep | None = None, guide: Guide = PLAIN) -> list[Image.Image]:
+                on_step: OnStep | None = None, guide: Guide = PLAIN,
+                shortcuts: Shortcuts = EXACT) -> list[Image.Image]:
         """Pictures that begin from one. `strength` is the share of the steps that are taken, rounded down.
 
         1 draws afresh, as if there were no picture; 0 only takes it through the VAE. To another size than its own the
@@ -50,14 +52,14 @@ class StableDiffusion(Models):
         """
         picture = as_picture(image)
         first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size or drawable(picture.size)),
-                        guide=guide, start=Start(fingerprint(picture), strength))
+                        guide=guide, start=Start(fingerprint(picture), strength), shortcuts=shortcuts)
         return self._several(first, prompt, count, batch, on_step, picture)
 
     def inpaint(self, prompt: str | Sequence[str], image: Image.Image, mask: Image.Image, strength: float = 1.0,
                 negative: str = "", steps: int | None = None, cfg: float | None = None, sampler: str | None = None,
                 seed: int = 0, size: tuple[int, int] | None = None, count: int = 1, batch: int = 4,
                 on_step: OnStep | None = None, guide: Guide = PLAIN, feather: int = 0,
-                padding: int | None = None) -> list[Image.Image]:
+                padding: int | None = None, shortcuts: Shortcuts = EXACT) -> list[Image.Image]:
         """The picture with what is white in the mask drawn anew; the rest comes back byte for byte.
 
         `feather` pixels around the mask fade from the new to the old. With `padding` the masked area alone is drawn,
@@ -67,17 +69,20 @@ class StableDiffusion(Models):
         if size is None and padding is None:
             size = drawable(picture.size)
         first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size), guide=guide,
-                        start=Start(fingerprint(picture), strength), mask=Mask(fingerprint(white), feather, padding))
+                        start=Start(fingerprint(picture), strength), mask=Mask(fingerprint(white), feather, padding),
+                        shortcuts=shortcuts)
         return self._several(first, prompt, count, batch, on_step, picture, white)
 
     def edit(self, prompt: str | Sequence[str], image: Image.Image, image_cfg: float = 1.5, negative: str = "",
              steps: int | None = None, cfg: float | None = None, sampler: str | None = None, seed: int = 0,
              size: tuple[int, int] | None = None, count: int = 1, batch: int = 4,
-             on_step: OnStep | None = None, guide: Guide = PLAIN) -> list[Image.Image]:
+             on_step: OnStep | None = None, guide: Guide = PLAIN,
+             shortcuts: Shortcuts = EXACT) -> list[Image.Image]:
         """The picture changed as the prompt tells, by an instruct-pix2pix model; `image_cfg` keeps it alike."""
         picture = as_picture(image)
         first = replace(self.drawing("", negative, steps, cfg, sampler, seed, size or drawable(picture.size)),
-                        guide=guide, start=Start(fingerprint(picture), 1.0), image_guidance=image_cfg)
+                        guide=guide, start=Start(fingerprint(picture), 1.0), image_guidance=image_cfg,
+                        shortcuts=shortcuts)
         return self._several(first, prompt, count, batch, on_step, picture)
 
     def _several(self, first: Drawing, prompt: str | Sequence[str], count: int, batch: int, on_step: OnStep | None,

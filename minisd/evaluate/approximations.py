@@ -75,14 +75,14 @@ def drawings_of(sd: StableDiffusion, options: ApproximationsOptions) -> list[Dra
 
 
 def draw(models: dict[str, StableDiffusion], drawings: Sequence[Drawing], batch: int) -> dict[str, Drawn]:
-    """All drawings in all ways, batch by batch: what slows the machine for a while slows every way alike."""
+    """All drawings in all ways, batch by batch, each way coming first in turn: the machine's pace is everyone's."""
     ways = (EXACT, *WAYS)
     found = {way.name: Drawn([], []) for way in ways}
-    for sd in models.values():
-        sd.draw([replace(drawings[0], steps=2)])  # else the first batch would pay for what is done once
     groups = list(models[EXACT.dtype].batches(drawings, batch))
-    for group in tqdm(groups, unit="batch"):
-        for way in ways:
+    for sd in models.values():                    # else the first batch would pay for what is done once
+        sd.draw([replace(one, steps=2) for one in groups[0]])
+    for turn, group in enumerate(tqdm(groups, unit="batch")):
+        for way in ways[turn % len(ways):] + ways[:turn % len(ways)]:
             with Clock() as clock:
                 found[way.name].pictures.extend(models[way.dtype].draw([as_drawn(way, one) for one in group]))
             spent = sum(row.seconds for row in clock.rows() if row.network in NETWORKS and not row.kind)
@@ -125,7 +125,7 @@ def protocol_of(models: dict[str, StableDiffusion], judge: Judge, drawings: Sequ
 
 def lines(rows: Sequence[Row]) -> str:
     """The table for a reader."""
-    shown = [("", *SHOWN)]
+    shown: list[tuple[str, ...]] = [("", *SHOWN)]
     shown += [(row.way, *(said(row.figures.get(measure)) for measure in SHOWN)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.fast.onednn import inferring, product, serves
 from minisd.fast.reuse import Reusing
 from minisd.layers import Attention, Transformer2D, TransformerLayer
 from minisd.sites import NO_SITES, Sites
@@ -41,10 +42,7 @@ def merges(height: int, width: int, share: float) -> int:
 
 
 def match(tokens: Tensor, height: int, width: int, share: float) -> Tensor:
-    """Where each token of one picture goes: [n, dim] -> [n] places among those that are left, which keep their order.
-
-    Where several are equally alike, the first of them counts.
-    """
+    """Where each token of one picture goes: [n, dim] -> [n] places among those left, which keep their order."""
     index = torch.arange(height * width, device=tokens.device).view(height, width)
     stay, go = index[::2, ::2].flatten(), torch.cat([index[::2, 1::2].flatten(), index[1::2].flatten()])
     likeness, whom = nearest(tokens[go], tokens[stay])
@@ -58,8 +56,9 @@ def match(tokens: Tensor, height: int, width: int, share: float) -> Tensor:
 
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """For each of a the greatest cosine with one of b, and which it is: [n, dim], [m, dim] -> [n], [n]."""
-    a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    found = [(part @ b.T).max(dim=1) for part in a.split(max(CHUNK // len(b), 1))]
+    a, b = (F.normalize(x.float(), dim=1).to(x.dtype) for x in (a, b))
+    times = product if serves(b) and inferring() else F.linear
+    found = [times(part, b).max(dim=1) for part in a.split(max(CHUNK // len(b), 1))]
     return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
 
 

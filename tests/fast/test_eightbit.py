@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_model
 import torch
@@ -10,10 +11,12 @@ from comparison import difference, random_model
 from tiny import TINY_UNETS
 from torch import Tensor, nn
 
-from minisd import attach, store
+from minisd import attach, models, store
 from minisd.fast.eightbit import Conv2d8, Linear8, eight_bit, is_small
 from minisd.fast.passes import plain, quicken
 from minisd.unet import UNet
+from minisd.vae import VAE
+from minisd.vae_tiling import decode_in_strips
 
 
 def told(dtype: torch.dtype = torch.float32) -> tuple[UNet, tuple[Tensor, ...]]:
@@ -95,3 +98,24 @@ def test_a_model_is_loaded_in_8_bits(tmp_path: Path) -> None:
                                                  strict=True))
     image, = sd.txt2img("a red apple", steps=2)
     assert image.size == (64, 64)
+
+
+def test_beside_a_unet_in_8_bits_a_picture_is_decoded_in_less_memory(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def spied(vae: VAE, z: Tensor, pixels: int) -> Tensor:
+        seen.append(pixels)
+        return decode_in_strips(vae, z, pixels)
+
+    folder = tiny_model.folder(tmp_path)
+    monkeypatch.setattr(models, "decode_in_strips", spied)
+    small, full = store.load(folder, "cpu", "int8"), store.load(folder, "cpu", "float32")
+    assert models.FEW < 512 * 512 < models.WHOLE
+    whole, _ = small.txt2img("a red apple", steps=2), full.txt2img("a red apple", steps=2)
+    assert not seen
+    monkeypatch.setattr(models, "FEW", 64 * 64 - 1)               # strips of seven rows
+    strips, _ = small.txt2img("a red apple", steps=2), full.txt2img("a red apple", steps=2)
+    assert seen == [511]
+    near = np.abs(np.asarray(strips[0]).astype(int) - np.asarray(whole[0]).astype(int))
+    assert near.mean() < 2 and near.max() < 32       # auto may compute in bfloat16

@@ -88,6 +88,20 @@ def test_the_more_is_left_out_the_farther(make: Make) -> None:
         assert 0 < near < far
 
 
+def test_every_way_of_drawing_takes_them(make: Make) -> None:
+    short, mask = SHORTCUTS["both"], Mask(images.fingerprint(MASK))
+    asked = {"prompt": "a red apple", "steps": 3, "shortcuts": short}
+    plain, editor = make(4), make(8)
+    drawing = replace(plain.drawing("a red apple", steps=3, size=PICTURE.size), shortcuts=short)
+    whole = replace(START, strength=1.0)
+    for sd, found, expected in (
+            (plain, plain.txt2img(**asked, size=PICTURE.size), drawing),
+            (plain, plain.img2img(**asked, image=PICTURE, strength=0.8), replace(drawing, start=START)),
+            (plain, plain.inpaint(**asked, image=PICTURE, mask=MASK), replace(drawing, start=whole, mask=mask)),
+            (editor, editor.edit(**asked, image=PICTURE), replace(drawing, start=whole, image_guidance=1.5))):
+        assert apart(np.asarray(found[0]).astype(int), drawn(sd, expected)[0]) == 0
+
+
 def test_drawings_of_other_shortcuts_are_not_drawn_together(make: Make) -> None:
     sd = make(4)
     one = sd.drawing("a")
