@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minisd import devices
+
 # Operators whose answer, or the shape of whose answer, the program has to wait for.
 ASKING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "equal", "allclose",
           "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "repeat_interleave",
@@ -54,9 +56,9 @@ class Watch(TorchDispatchMode):
             handle.remove()
 
     def send(self, values: Tensor, device: torch.device | str) -> Tensor:
-        """Stands for `devices.sent`, the one copy that nobody waits for."""
+        """`devices.sent`, the one copy that nobody waits for, counted."""
         self.sending, self.sent = True, self.sent + self.walking
         try:
-            return values.to(device)
+            return devices.sent(values, device)
         finally:
             self.sending = False
