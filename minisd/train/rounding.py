@@ -5,9 +5,11 @@ makes it as often as its size says, and so in the mean exactly (Gupta et al., ar
 A piece at a time is computed in float32, so that no float32 copy of the whole model ever exists.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +51,14 @@ class Noise:
         return self.tape[place:place + count]
 
 
-def round_stochastically(x: Tensor, noise: Noise) -> None:
+def round_stochastically(x: Tensor, noise: Tensor) -> None:
     """Contiguous float32 to one of the two bfloat16 values around it, in place: the nearer it is, the likelier.
 
     A value's bits are a count of the float32 values below it: what is added carries into the bits that stay as often
-    as those that go are a part of a step. x is [...] of any shape.
+    as those that go are a part of a step. x is [...] of any shape, noise as many numbers of `Noise`.
     """
     bits = x.view(torch.int32)
-    bits.add_(noise.bits(x.numel()).view_as(bits)).bitwise_and_(-1 << LOW)
+    bits.add_(noise.view_as(bits)).bitwise_and_(-1 << LOW)
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -74,12 +76,16 @@ class RoundedAdamW(torch.optim.Optimizer):
             return
         made = max((int(slots["step"]) for slots in self.state.values()), default=0)
         count, device = sum(p.numel() for p, _ in learning), learning[0][0].device
-        room = Room(4, device, Noise(self.seed, made, Made.WEIGHTS, 3 * count, device))
+        noise = Noise(self.seed, made, Made.WEIGHTS, 3 * count, device)
+        jobs: list[Job] = []
         for p, group in learning:
             slots = self.slots(p)
-            for piece in pieces((p, *(slots[name] for name in MOMENTS)), p.grad, room.size):
-                update(piece, room, slots["step"], group)
-            slots["step"] += 1
+            work = partial(update, step=slots["step"], group=group)
+            for piece in pieces((p, *(slots[name] for name in MOMENTS)), p.grad, PIECE[device.type]):
+                jobs.append(Job(piece, noise.bits(3 * len(piece[0])), work))
+        done(jobs, device)
+        for p, _ in learning:
+            self.state[p]["step"] += 1
 
     def slots(self, p: nn.Parameter) -> dict[str, Tensor]:
         """A parameter's moments, and how many updates they have seen."""
@@ -88,48 +94,62 @@ class RoundedAdamW(torch.optim.Optimizer):
         return self.state[p]
 
 
-class Room:
-    """Float32 for one piece of everything that an update needs, and the noise that it is rounded with."""
+class Job(NamedTuple):
+    """A piece of tensors [n] each, the noise for those of them that are written back, and what is done in float32."""
 
-    def __init__(self, rows: int, device: torch.device, noise: Noise):
-        self.size, self.rows, self.noise = PIECE[device.type], rows, noise
-        self.numbers = torch.empty(rows * self.size, device=device)
+    piece: Sequence[Tensor]
+    noise: Tensor
+    work: Callable[[Tensor], None]                # on rows [k, n] of the piece
 
-    def widened(self, piece: Sequence[Tensor]) -> Tensor:
-        """Rows of one length in float32: [rows, n]."""
-        rows = self.numbers[:self.rows * len(piece[0])].view(self.rows, -1)
+
+def done(jobs: Sequence[Job], device: torch.device) -> None:
+    """Do all jobs: on a CPU, as many at a time as there are threads, since one job is too small to be shared."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1 or len(jobs) < 2 * threads:
+        do(jobs)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        shares = [pool.submit(do, jobs[first::threads]) for first in range(threads)]
+    torch.set_num_threads(threads)                # for threads that begin later; this one's number has not changed
+    for share in shares:
+        share.result()
+
+
+@torch.no_grad()
+def do(jobs: Sequence[Job]) -> None:
+    """One after the other, in one place that stays in the cache."""
+    room = torch.empty(max((len(job.piece) * len(job.piece[0]) for job in jobs), default=0),
+                       device=jobs[0].noise.device if jobs else None)
+    for piece, noise, work in jobs:
+        rows = room[:len(piece) * len(piece[0])].view(len(piece), -1)
         for row, narrow in zip(rows, piece, strict=True):
             row.copy_(narrow)
-        return rows
-
-    def rounded(self, rows: Tensor, piece: Sequence[Tensor]) -> None:
-        """Put the first rows back into a piece, rounded."""
-        round_stochastically(rows[:len(piece)], self.noise)
-        for narrow, row in zip(piece, rows, strict=False):
+        work(rows)
+        written = len(noise) // len(piece[0])
+        round_stochastically(rows[:written], noise)
+        for row, narrow in zip(rows[:written], piece[:written], strict=True):
             narrow.copy_(row)
 
 
-def update(piece: Sequence[Tensor], room: Room, step: Tensor, group: Mapping[str, Any]) -> None:
-    """AdamW of a piece: its weights, both moments and gradient, [n] each; `step` updates were made before."""
-    rows = room.widened(piece)
+def update(rows: Tensor, step: Tensor, group: Mapping[str, Any]) -> None:
+    """AdamW of rows [4, n]: weights, both moments and gradient; `step` updates were made before."""
     weights, first, second, grad = ([row] for row in rows)
     adamw(weights, grad, first, second, [], [step.clone()], fused=step.device == rows.device, amsgrad=False,
           beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
           eps=group["eps"], maximize=False)
-    room.rounded(rows, piece[:3])
 
 
-@torch.no_grad()
 def average(ema: Mapping[str, Tensor], params: Mapping[str, nn.Parameter], decay: float, seed: int, step: int) -> None:
     """Move bfloat16 averages towards the weights, in place. By the nearest rounding an average at a decay of 0.999
     would stand still: only a difference of a hundred steps of bfloat16 or more would move it."""
     count, device = sum(mean.numel() for mean in ema.values()), next(iter(ema.values())).device
-    room = Room(2, device, Noise(seed, step, Made.AVERAGE, count, device))
-    for name, mean in ema.items():
-        for piece in pieces((mean,), params[name].detach(), room.size):
-            rows = room.widened(piece)
-            rows[0].lerp_(rows[1], 1 - decay)
-            room.rounded(rows, piece[:1])
+    noise = Noise(seed, step, Made.AVERAGE, count, device)
+
+    def nearer(rows: Tensor) -> None:             # [2, n]: averages and weights
+        rows[0].lerp_(rows[1], 1 - decay)
+
+    done([Job(piece, noise.bits(len(piece[0])), nearer) for name, mean in ema.items()
+          for piece in pieces((mean,), params[name].detach(), PIECE[device.type])], device)
 
 
 def pieces(kept: Sequence[Tensor], read: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:

@@ -40,7 +40,7 @@ def test_rounding_goes_to_a_neighbour_and_is_right_in_the_mean(x):
     """The share that goes up is the part of a step: a binomial of n draws, tested at 5 standard deviations."""
     x = torch.tensor(x).item()                    # as float32 has it
     rounded = torch.full((1 << 18,), x)
-    round_stochastically(rounded, noise())
+    round_stochastically(rounded, noise().bits(rounded.numel()))
     below, above = neighbours(x)
     assert set(rounded.tolist()) == {below, above}
     assert torch.equal(rounded, rounded.to(torch.bfloat16).float())
@@ -52,10 +52,10 @@ def test_rounding_goes_to_a_neighbour_and_is_right_in_the_mean(x):
 def test_what_bfloat16_holds_stays():
     exact = torch.tensor([0.0, -0.0, 1.0, -1.5, 2.0 ** 100, 3.0e-39, math.inf, -math.inf]).bfloat16().float()
     rounded = exact.repeat(1000)
-    round_stochastically(rounded, noise())
+    round_stochastically(rounded, noise().bits(rounded.numel()))
     assert torch.equal(rounded, exact.repeat(1000))
     nan = torch.full((1000,), math.nan)
-    round_stochastically(nan, noise())
+    round_stochastically(nan, noise().bits(nan.numel()))
     assert nan.isnan().all()
 
 
@@ -208,6 +208,20 @@ def test_a_restored_state_goes_on_to_the_bit(tmp_path):
     back.restore(path)
     train(back, 3)
     assert equal(whole, back) and all(p.dtype == torch.bfloat16 for p in back.params.values())
+
+
+def test_several_threads_make_the_same_bits(monkeypatch):
+    monkeypatch.setitem(rounding.PIECE, "cpu", 1000)
+    p0, grad = weights((300, 70), 0), weights((300, 70), 1)
+    alone, threads = updated(p0, [grad] * 3), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = updated(p0, [grad] * 3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone[0], together[0])
+    assert all(torch.equal(alone[1][name], together[1][name]) for name in ("step", *rounding.MOMENTS))
 
 
 def test_a_gradient_may_lie_otherwise_than_its_weights():
