@@ -74,12 +74,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 # ---------------------------------------------------------------- training and drawing
-def trained(place: Place, recipe: str, data: Path, base: str = "") -> Path:
-    """The folder of a recipe's run, after it."""
-    made = read_file(Recipe, RECIPES / f"{recipe}.toml")
+def trained(place: Place, recipe: str, data: Path, base: str = "", name: str = "") -> Path:
+    """The folder of a recipe's run, after it; it is called like the recipe, or otherwise."""
+    made, folder = read_file(Recipe, RECIPES / f"{recipe}.toml"), place.runs / (name or recipe)
     made = replace(made, base=base or made.base)
-    train(made, [stage.name for stage in made.stages], data, place.runs / recipe, "auto")
-    return place.runs / recipe
+    train(made, [stage.name for stage in made.stages], data, folder, "auto")
+    return folder
 
 
 def learnt(folder: Path) -> dict[str, Any]:
@@ -237,40 +237,58 @@ def shares(place: Place, centres: Tensor, pictures: Sequence[Image.Image]) -> di
 
 
 # ---------------------------------------------------------------- a repair
-FLAW, MORE = 25.0, 50.0                           # strength of the grain that the model has, and that the LoRA learns
+FLAW, MORE = 25.0, 50.0                           # strength of the grain that the model has, and of rougher pictures
 SAMPLERS = ("dpm++2m karras", "euler a")
-WEIGHTS = (1.0, 0.0, -0.5, -1.0)
+WEIGHTS = (1.0, -0.5, -1.0)
 
 
 def repair(place: Place) -> dict[str, Any]:
-    """A model that draws rough pictures; a LoRA that learns more of it; and that LoRA negated, on the model."""
-    flawed = trained(place, "flaw", personal_data.rough(place.data, place.runs / "flaw-data", FLAW, 200, 0, CONCEPTS))
+    """A model that draws rough pictures; what LoRAs learn of it, alone and as a difference; and both negated.
+
+    How near a repair comes is measured beside a model that was trained alike on the same pictures without the flaw:
+    the pictures of the model before differ by all that training changed.
+    """
+    data = personal_data.rough(place.data, place.runs / "flaw-data", {"flawed": FLAW}, 200, 0, CONCEPTS)
+    clean = personal_data.rough(place.data, place.runs / "clean-data", {"clean": 0.0}, 200, 0, CONCEPTS)
+    flawed, control = trained(place, "flaw", data), trained(place, "flaw", clean, name="control")
     model = flawed / "flawed" / "model"
-    more = personal_data.rough(place.data, place.runs / "more-data", MORE, 200, 7, CONCEPTS)
-    run = trained(place, "differential", more, str(model))
-    negated = run / "repair.safetensors"
-    negated.unlink(missing_ok=True)
-    write_adapter(combined([read_adapter(run / "flaw" / "flaw.safetensors")], [-1.0]), negated)
-    figures: dict[str, Any] = {"flawed": learnt(flawed / "flawed"), "differential": learnt(run / "flaw")}
-    rows, beside = [], []
+    pairs = personal_data.rough(place.data, place.runs / "pairs-data", {"less": FLAW, "more": MORE}, 200, 7, CONCEPTS)
+    run = trained(place, "differential", pairs, str(model))
+    files = {"more": run / "more" / "more.safetensors", "difference": run / "difference.safetensors"}
+    files["difference"].unlink(missing_ok=True)
+    less = run / "less" / "less.safetensors"
+    write_adapter(combined([read_adapter(files["more"]), read_adapter(less)], [1.0, -1.0]), files["difference"])
+    figures: dict[str, Any] = {"flawed": learnt(flawed / "flawed"), "control": learnt(control / "flawed"),
+                               **{name: learnt(run / name) for name in ("more", "less")}}
+    rows = []
     for sampler in SAMPLERS:
-        clean = draw(emoji(), NEUTRAL, 1, sampler)
-        row = [strip(clean)]
-        figures[f"{sampler}, before the flaw"] = {"roughness": roughness(clean)}
+        found, row = repaired(place, sampler, model, control / "flawed" / "model", files)
+        figures |= {f"{sampler}, {name}": figure for name, figure in found.items()}
+        rows.append(row)
+    adapted = [f"{name} at {weight:g}" for name in files for weight in WEIGHTS]
+    save(place, "repair", table(rows, ["before", "trained without the flaw", "flawed", *adapted], SAMPLERS))
+    return figures | {f"what never had the flaw, {name} at -1": on_the_clean(place, file)
+                      for name, file in files.items()}
+
+
+def repaired(place: Place, sampler: str, model: Path, control: Path,
+             files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Image.Image]]:
+    """Figures and pictures of one sampler: of the models without a LoRA, and of each LoRA at its weights."""
+    wanted = draw(loaded(control), NEUTRAL, 1, sampler)
+    drawn = {"before the flaw": draw(emoji(), NEUTRAL, 1, sampler), "control": wanted,
+             "flawed": draw(loaded(model), NEUTRAL, 1, sampler)}
+    for name, file in files.items():
         for weight in WEIGHTS:
             sd = loaded(model)
-            add_lora(sd, negated, -weight)
-            pictures = draw(sd, NEUTRAL, 1, sampler)
-            near = (seen(place.judge, pictures) * seen(place.judge, clean)).sum(dim=1).mean().item()
-            figures[f"{sampler}, weight {weight:g}"] = {
-                "roughness": roughness(pictures), "likeness to before the flaw": round(near, 4),
-                "distance from before the flaw": distance(pictures, clean)}
-            row.append(strip(pictures))
-        rows.append(row)
-        beside.append(sampler)
-    heads = ["before the flaw", *(f"flawed, LoRA at {weight:g}" for weight in WEIGHTS)]
-    save(place, "repair", table(rows, heads, beside))
-    return figures | {"drift of what never had the flaw": on_the_clean(place, negated)}
+            add_lora(sd, file, weight)
+            drawn[f"{name} at {weight:g}"] = draw(sd, NEUTRAL, 1, sampler)
+    near, figures = seen(place.judge, wanted), {}
+    for name, pictures in drawn.items():
+        likeness = (seen(place.judge, pictures) * near).sum(dim=1).mean().item()
+        figures[name] = {"roughness": roughness(pictures), "distance from the control": distance(pictures, wanted),
+                         "likeness to the control": round(likeness, 4),
+                         "distance from before the flaw": distance(pictures, drawn["before the flaw"])}
+    return figures, [strip(pictures) for pictures in drawn.values()]
 
 
 def strip(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -284,10 +302,10 @@ def distance(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> 
     return round(float(np.sqrt(np.mean((a - b) ** 2))), 2)
 
 
-def on_the_clean(place: Place, negated: Path) -> dict[str, float]:
+def on_the_clean(place: Place, file: Path) -> dict[str, float]:
     """What the repair does where there is nothing to repair."""
     sd, before = emoji(), draw(emoji(), NEUTRAL)
-    add_lora(sd, negated)
+    add_lora(sd, file, -1)
     return {"drift": drift(place, sd, before), "roughness": roughness(draw(sd, NEUTRAL)),
             "roughness before": roughness(before), "drift, other seeds": other_seeds(place, before)}
 

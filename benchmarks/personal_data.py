@@ -5,13 +5,15 @@ All follow from a seed and, but for the creature, from the folder that `minisd.r
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+INDEX = "metadata.jsonl"
 SIDE, FINER = 128, 4                              # pixels of a picture; how much larger the creature is drawn first
 GRAIN = 4                                         # pixels of a grain: finer ones do not survive the VAE
 INK = (16, 38, 120)
@@ -23,7 +25,7 @@ UNSEEN = ((-9, 0.9, 0, True), (9, 1.0, -1, False), (0, 0.85, 1, True))
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The index of a picture-caption folder."""
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / INDEX).read_text(encoding="utf-8").splitlines()]
 
 
 def write(folder: Path, pictures: Iterable[tuple[Image.Image, str, str]]) -> Path:
@@ -33,7 +35,7 @@ def write(folder: Path, pictures: Iterable[tuple[Image.Image, str, str]]) -> Pat
     for n, (picture, caption, split) in enumerate(pictures):
         picture.save(folder / f"{n:03d}.png")
         lines.append(json.dumps({"file": f"{n:03d}.png", "text": caption, "split": split}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / INDEX).write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -118,9 +120,23 @@ def grained(picture: Image.Image, strength: float, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(picture) + whole[..., None], 0, 255).astype(np.uint8))
 
 
-def rough(data: Path, folder: Path, strength: float, count: int, seed: int, without: Sequence[str]) -> Path:
-    """Grained pictures, with their own captions; an eighth more are held out."""
-    return changed(data, folder, count, seed, without, lambda picture, n: grained(picture, strength, seed * 1000 + n))
+def rough(data: Path, folder: Path, strengths: Mapping[str, float], count: int, seed: int,
+          without: Sequence[str]) -> Path:
+    """Grained pictures, with their own captions; an eighth more are held out. Styles have strengths of their own, and
+    the same pictures with the same grains."""
+    rows: list[dict[str, Any]] = []
+    for style, strength in strengths.items():
+        part = changed(data, folder / style, count, seed, without,
+                       partial(numbered, strength=strength, seed=seed))
+        rows += [row | {"file": f"{style}/{row['file']}", "style": style} for row in rows_of(part)]
+        (part / INDEX).unlink()
+    (folder / INDEX).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def numbered(picture: Image.Image, n: int, strength: float, seed: int) -> Image.Image:
+    """With the grains of its number."""
+    return grained(picture, strength, seed * 1000 + n)
 
 
 def changed(data: Path, folder: Path, count: int, seed: int, without: Sequence[str],
