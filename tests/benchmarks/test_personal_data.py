@@ -33,7 +33,7 @@ def test_the_creature_is_the_same_every_time_and_in_every_pose_another(tmp_path)
 
 
 @pytest.mark.parametrize("make", [lambda *a: personal_data.style(*a), lambda data, folder, count, without:
-                                  personal_data.rough(data, folder, 25.0, count, 0, without)])
+                                  personal_data.rough(data, folder, {"rough": 25.0}, count, 0, without)])
 def test_changed_pictures_are_of_known_things_and_an_eighth_is_held_out(data, tmp_path, make):
     folder = make(data, tmp_path / "made", 16, ("thing 3", "thing 7"))
     rows = personal_data.rows_of(folder)

@@ -146,5 +146,5 @@ def test_rows_of_later_steps_and_cut_rows_are_dropped(tmp_path):
 
 
 def test_too_little_space_is_said_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "BYTES", 1 << 50)
+    monkeypatch.setattr(state, "COPIES", 1 << 50)
     assert "too little disk space" in refused(tmp_path, code=RESOURCE)
