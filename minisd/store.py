@@ -97,6 +97,7 @@ def linked(old: str, new: str) -> None:
         shutil.copy2(old, new)
 
 
+@torch.inference_mode(False)                      # inside it, too, weights are such as any mode can read
 def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """The config and the parts asked for; parameters are as trainable as freshly built ones."""
@@ -106,6 +107,7 @@ def load_modules(folder: str | Path, names: Iterable[str], device: str | torch.d
     return cfg, {name: _filled(parts(cfg)[name], tensors[name], name, torch.device(device), dtype) for name in names}
 
 
+@torch.inference_mode(False)
 def load(source: str | Path = "emoji", device: str = "auto", dtype: str = "auto", prediction: str | None = None,
          ema: bool = False) -> StableDiffusion:
     """A model ready to draw: an embedded one by its name, a folder of ours or of diffusers, or a single file.

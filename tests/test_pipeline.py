@@ -44,6 +44,13 @@ def test_a_picture_varies_and_has_the_models_size(sd: StableDiffusion) -> None:
     assert np.asarray(picture).std() > 10
 
 
+def test_a_model_may_be_loaded_in_inference_mode(folder: Path, sd: StableDiffusion) -> None:
+    with torch.inference_mode():
+        loaded = store.load(folder, "cpu", "float32")
+        inside = loaded.txt2img("a", steps=1)[0]
+    assert difference(inside, sd.txt2img("a", steps=1)[0]) == difference(inside, loaded.txt2img("a", steps=1)[0]) == 0
+
+
 @pytest.mark.parametrize("change", [
     {"prompt": "a blue car"}, {"negative": "blurry"}, {"seed": 1}, {"steps": 3}, {"cfg": 3.0}, {"cfg": 1.0},
     {"sampler": "euler a"}, {"sampler": "euler"}, {"guide": Guide(ramp=(1, 0))}, {"guide": Guide(interval=(0, 5))},
