@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -10,12 +10,11 @@ from typing import cast
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisd import store, surgery
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
-from minisd.train import loop, state
+from minisd.train import loop, stages, state
 from minisd.train.captions import captions_of
 from minisd.train.config import Preview
 from minisd.train.data import Pictures, unseen
@@ -25,7 +24,7 @@ from minisd.train.imagined import Imagined
 from minisd.train.ranks import Ranks, joined
 from minisd.train.report import put, read_metrics, write_report
 from minisd.train.resume import resume
-from minisd.train.stages import FINISHED, MODEL, SHORT, finished, flat, listing, locked, remarks
+from minisd.train.stages import FINISHED, MODEL, finished, flat, listing, locked, remarks
 from minisd.train.tasks.distill import Distill, Source
 from minisd.train.tasks.gallery import save_whole
 from minisd.unet import UNet
@@ -80,11 +79,9 @@ def run_whole(experiment: Experiment, place: Place, how: str, ranks: Ranks) -> N
 
 
 def attention(run: loop.Run) -> AbstractContextManager[None]:
-    """Of short sequences the plain attention's backward pass is the faster one on the CPU; of 1024 tokens it takes
-    2.5 times as long as the fused one, and 68 MB more."""
-    task = cast(Distill, run.task)
-    tokens = (task.cfg.size // task.cfg.vae.factor) ** 2
-    return sdpa_kernel(SDPBackend.MATH) if run.device.type == "cpu" and tokens <= SHORT else nullcontext()
+    """As of any training on latents of the student's pictures."""
+    cfg = cast(Distill, run.task).cfg
+    return stages.attention(run.device, cfg.size // cfg.vae.factor)
 
 
 def prepared(experiment: Experiment, place: Place, ranks: Ranks) -> loop.Run:
