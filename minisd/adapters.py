@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minisd import attach, surgery, words
 from minisd.attach import Merged
-from minisd.config import ModelConfig
+from minisd.config import ModelConfig, text_parts
 from minisd.errors import BAD_FILE, MinisdError
 from minisd.lora import Hadamard, Kronecker, LowRank, Side
 from minisd.pipeline import StableDiffusion
@@ -174,7 +174,7 @@ def merge_loras(sd: StableDiffusion) -> MergedPipeline:
 # ---------------------------------------------------------------- what is there
 def parts(sd: StableDiffusion) -> dict[str, nn.Module]:
     """The models that a LoRA can touch, by their parts' names."""
-    return {"unet": sd.unet} | {"text" if n == 1 else f"text_{n}": text for n, text in enumerate(sd.text, start=1)}
+    return {"unet": sd.unet, **text_parts(sd.text)}
 
 
 def module_at(models: Mapping[str, nn.Module], place: Place) -> nn.Module | None:

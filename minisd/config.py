@@ -3,13 +3,15 @@
 A preset states only its differences. A model keeps its config as `self.cfg` and nothing copied from it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from minisd.samplers.schedule import NoiseTable
 
 Prediction = Literal["epsilon", "v", "x0"]
 Activation = Literal["quick_gelu", "gelu"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ class ModelConfig:
         if self.noise.zero_snr and self.prediction == "epsilon":
             raise ValueError("zero_snr noise levels and epsilon prediction: pure noise says nothing of the picture; "
                              "such a network predicts v or x0")
+
+
+def text_parts(each: Iterable[T]) -> dict[str, T]:
+    """A model's text encoders, or something of each, by their parts' names: text, text_2."""
+    return {"text" if n == 1 else f"text_{n}": one for n, one in enumerate(each, start=1)}
 
 
 SD15 = UNetConfig()

@@ -20,7 +20,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from minisd.clip import CLIPText, CLIPVision
-from minisd.config import ModelConfig
+from minisd.config import ModelConfig, text_parts
 from minisd.devices import pick_device, pick_dtype
 from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
@@ -59,8 +59,7 @@ class Blank(TorchFunctionMode):
 def parts(cfg: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
     """The parts that a model of this config has, and how to build each."""
     made: dict[str, Callable[[], nn.Module]] = {"unet": partial(UNet, cfg.unet), "vae": partial(VAE, cfg.vae)}
-    for n, text in enumerate(cfg.text, start=1):
-        made["text" if n == 1 else f"text_{n}"] = partial(CLIPText, text)
+    made |= {name: partial(CLIPText, text) for name, text in text_parts(cfg.text).items()}
     if cfg.vision is not None:
         made["vision"] = partial(CLIPVision, cfg.vision)
     return made

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.clip import CLIPText
-from minisd.config import ModelConfig, Word
+from minisd.config import ModelConfig, Word, text_parts
 from minisd.errors import BAD_FILE, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.text import tokenizer_of
@@ -92,7 +92,7 @@ def known(text: str, cfg: ModelConfig) -> str:
 
 def fitting(vectors: Mapping[str, Tensor], cfg: ModelConfig, where: str) -> dict[str, Tensor]:
     """The vectors by the model's text encoders; those of another model are refused."""
-    widths = {"text" if n == 1 else f"text_{n}": one.width for n, one in enumerate(cfg.text, start=1)}
+    widths = text_parts(one.width for one in cfg.text)
     found = {("text" if part == ALONE and len(widths) == 1 else part): one for part, one in vectors.items()}
     there = {part: one.shape[1] for part, one in found.items()}
     counts = {len(one) for one in found.values()}
@@ -120,7 +120,7 @@ def teach(sd: StableDiffusion, lessons: Sequence[Lesson], lora: str = "") -> Non
     must_differ([word.text for word in sd.text[0].cfg.words], lessons)
     for one in lessons:
         for text in one.words:
-            for part, model in encoders(sd).items():
+            for part, model in text_parts(sd.text).items():
                 learn(model, Word(text, len(one.vectors[part]), lora), one.vectors[part])
 
 
@@ -133,11 +133,6 @@ def must_differ(known: Iterable[str], lessons: Iterable[Lesson]) -> None:
                 raise MinisdError(f"the word {text!r} is taught twice", one.where, "another file teaches it, or the "
                                   "model has learnt it", "rename one of the files, or leave one out", USAGE)
             taught.add(text)
-
-
-def encoders(sd: StableDiffusion) -> dict[str, CLIPText]:
-    """The text encoders by their parts' names."""
-    return {"text" if n == 1 else f"text_{n}": model for n, model in enumerate(sd.text, start=1)}
 
 
 @torch.no_grad()

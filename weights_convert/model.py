@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from minisd import schema
-from minisd.config import ModelConfig
+from minisd.config import ModelConfig, text_parts
 from minisd.errors import BAD_FILE, USAGE, MinisdError
 from weights_convert.detect import KINDS, UNDRAWN, config_of, family_of, part_of, preset_of, refuse_others
 from weights_convert.mapped import Seen
@@ -152,8 +152,7 @@ def restored(part: Part, left_out: Mapping[str, Tensor]) -> tuple[Part, dict[str
 
 def own_configs(cfg: ModelConfig) -> dict[str, Any]:
     """The config of every part."""
-    texts = {"text" if n == 1 else f"text_{n}": text for n, text in enumerate(cfg.text, start=1)}
-    return {"unet": cfg.unet, "controlnet": cfg.unet, "vae": cfg.vae, **texts,
+    return {"unet": cfg.unet, "controlnet": cfg.unet, "vae": cfg.vae, **text_parts(cfg.text),
             **({} if cfg.vision is None else {"vision": cfg.vision})}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from minisd.config import CLIP_H, CLIP_L, SD15, SD21, SDXL, ModelConfig
+from minisd.config import CLIP_H, CLIP_L, SD15, SD21, SDXL, ModelConfig, text_parts
 from weights_convert.lora.adapter import Place
 from weights_convert.tables import Row, clip, unet
 
@@ -40,9 +40,9 @@ class Module(NamedTuple):
 def modules(cfg: ModelConfig) -> Iterator[Module]:
     """Every module of the parts that adapters touch."""
     yield from paired("unet", unet.rows(cfg.unet, "diffusers"), unet.rows(cfg.unet, "ldm"))
-    for n, text in enumerate(cfg.text, start=1):
+    for part, text in text_parts(cfg.text).items():
         rows = clip.text_rows(text, "hf")
-        yield from paired("text" if n == 1 else f"text_{n}", rows, rows)
+        yield from paired(part, rows, rows)
 
 
 def paired(part: str, hf: Sequence[Row], ldm: Sequence[Row]) -> Iterator[Module]:

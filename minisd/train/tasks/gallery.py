@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from minisd import store
+from minisd.config import text_parts
 from minisd.drawing import STANDARD
 from minisd.evaluate.sheet import sheet
 from minisd.images import GAP, grid
@@ -37,6 +38,5 @@ def drawn_once(path: Path, draw: Callable[[], list[Image.Image]]) -> list[Image.
 
 def save_whole(folder: Path, sd: StableDiffusion) -> None:
     """A native model folder of all that draws, with what it likes best."""
-    text = {"text" if n == 1 else f"text_{n}": part for n, part in enumerate(sd.text, start=1)}
-    store.save(folder, replace(sd.cfg, vision=None), {"unet": sd.unet, "vae": sd.vae, **text},
+    store.save(folder, replace(sd.cfg, vision=None), {"unet": sd.unet, "vae": sd.vae, **text_parts(sd.text)},
                defaults=None if sd.defaults == STANDARD else sd.defaults)

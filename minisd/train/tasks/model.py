@@ -9,7 +9,7 @@ from torch import nn
 
 from minisd import store
 from minisd.clip import CLIPText
-from minisd.config import ModelConfig
+from minisd.config import ModelConfig, text_parts
 from minisd.drawing import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.vae import VAE
@@ -47,8 +47,7 @@ def present(folder: Path, name: str) -> bool:
 
 def shapes(cfg: ModelConfig) -> dict[str, object]:
     """The config of each part, by the part's name."""
-    texts = {"text" if n == 1 else f"text_{n}": text for n, text in enumerate(cfg.text, start=1)}
-    return {"unet": cfg.unet, "vae": cfg.vae, "vision": cfg.vision, **texts}
+    return {"unet": cfg.unet, "vae": cfg.vae, "vision": cfg.vision, **text_parts(cfg.text)}
 
 
 def check(folder: Path, cfg: ModelConfig, replaced: tuple[str, ...] = ()) -> None:
