@@ -8,7 +8,6 @@ training step is of one new LoRA of rank 16 beside all attentions, with AdamW.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import HERE, OURS, QUIET, THEIRS, in_turns
+from measure import HERE, OURS, THEIRS, in_turns, process
 from speed import GIB, machine, make_weights
 
 RESULTS = HERE / "results" / "lora.json"
@@ -61,32 +60,12 @@ def make_loras(model: Path, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def worker(library: str, options: argparse.Namespace) -> Iterator[Any]:
-    """A process of one library, as a function that asks it."""
-    command = [sys.executable, str(HERE / "lora_worker.py"), library, str(options.weights / library), str(options.side)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | QUIET)
-    assert process.stdin is not None and process.stdout is not None
-
-    def ask(*command: Any) -> dict[str, Any]:
-        print(json.dumps(command), file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{library} died, exit code {process.wait()}; see its message above")
-        return json.loads(line)
-
-    try:
-        yield ask
-    finally:
-        process.stdin.close()
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
 def both(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A process of each library, as functions that ask them."""
+    commands = {name: [sys.executable, str(HERE / "lora_worker.py"), name, str(options.weights / name),
+                       str(options.side)] for name in (OURS, THEIRS)}
     with ExitStack() as stack:
-        yield {name: stack.enter_context(worker(name, options)) for name in (OURS, THEIRS)}
+        yield {name: stack.enter_context(process(command, name, {})) for name, command in commands.items()}
 
 
 # ---------------------------------------------------------------- what is measured

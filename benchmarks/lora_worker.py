@@ -3,17 +3,12 @@
 import argparse
 import gc
 import importlib
-import json
-import os
-import resource
-import sys
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from worker import RSS_UNIT, difference
+from worker import difference, serve
 
 RANK, BATCH = 16, 1                                   # of the training step
 TRIES = 3                                             # of a step, of which the shortest counts
@@ -78,17 +73,8 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("side", type=int, help="of the latents")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)                                     # whatever the libraries print is no answer
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    worker = Worker(options.library, options.folder, options.side)
-    commands = {"attach": worker.attach, "step": worker.step, "prepare": worker.prepare, "train": worker.train,
-                "save": worker.save, "compare": worker.compare}
-    for line in sys.stdin:
-        command, *arguments = json.loads(line)
-        answer = commands[command](*arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-        print(json.dumps({**answer, "peak": peak}), file=answers)
+    serve(lambda: Worker(options.library, options.folder, options.side),
+          ("attach", "step", "prepare", "train", "save", "compare"))
 
 
 if __name__ == "__main__":

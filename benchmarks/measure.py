@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,24 +114,30 @@ class Bench:
         library = name.split()[0]
         command = [sys.executable, str(HERE / "worker.py"), library, str(self.weights / library), row.job, row.dtype,
                    str(self.side), *(["--channels-last"] if name == TUNED else [])]
-        environment = os.environ | QUIET | (LARGE_PAGES if name == TUNED else {})
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   env=environment)
-        assert process.stdin is not None and process.stdout is not None
-
-        def ask(*command: str) -> dict[str, Any]:
-            print(json.dumps(command), file=process.stdin, flush=True)
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(f"{row.name}: {name} died, exit code {process.wait()}; see its message above")
-            return json.loads(line)
-
-        try:
+        with process(command, f"{row.name}: {name}", LARGE_PAGES if name == TUNED else {}) as ask:
             yield ask
-        finally:
-            process.stdin.close()
-            process.terminate()
-            process.wait()
+
+
+@contextmanager
+def process(command: list[str], who: str, environment: Mapping[str, str]) -> Iterator[Any]:
+    """A process that answers lines of JSON by lines of JSON (`worker.serve`), as a function that asks it."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env=os.environ | QUIET | environment)
+    assert child.stdin is not None and child.stdout is not None
+
+    def ask(*question: Any) -> dict[str, Any]:
+        print(json.dumps(question), file=child.stdin, flush=True)
+        line = child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{who} died, exit code {child.wait()}; see its message above")
+        return json.loads(line)
+
+    try:
+        yield ask
+    finally:
+        child.stdin.close()
+        child.terminate()
+        child.wait()
 
 
 def in_turns(names: list[str], n: int) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -76,14 +77,20 @@ def main() -> None:
     parser.add_argument("dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("side", type=int, help="of the latents")
     parser.add_argument("--channels-last", action="store_true")
+    options = parser.parse_args()
+    serve(lambda: Worker(options), ("imports", "load", "run", "save", "compare"))
+
+
+def serve(make: Callable[[], Any], commands: Sequence[str]) -> None:
+    """Answers every line of the input, which names a method of what is made and its arguments; with the peak memory."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)                                     # whatever the libraries print is no answer
-    worker = Worker(parser.parse_args())
-    commands = {"imports": worker.imports, "load": worker.load, "run": worker.run, "save": worker.save,
-                "compare": worker.compare}
+    worker = make()
     for line in sys.stdin:
         command, *arguments = json.loads(line)
-        answer = commands[command](*arguments)
+        if command not in commands:
+            raise ValueError(f"{command!r} is none of {', '.join(commands)}")
+        answer = getattr(worker, command)(*arguments)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         print(json.dumps({**answer, "peak": peak}), file=answers)
 
