@@ -44,6 +44,11 @@ class Result:
     allowed: float = 0.0
 
     @property
+    def whole(self) -> bool:
+        """Whether all have been measured as often, for one at a time is a row by halves."""
+        return len({len(each) for each in self.seconds.values()}) == 1 and {OURS, THEIRS} <= set(self.seconds)
+
+    @property
     def same(self) -> bool:
         return self.difference <= self.allowed        # False for NaN
 
@@ -107,6 +112,24 @@ class Bench:
             output = str(self.weights / "output.pt")
             ask[THEIRS]("save", output)
             result.difference = ask[OURS]("compare", output)["difference"]
+
+    def once(self, row: Row, result: Result) -> None:
+        """Whoever was measured least, once, in a process that has the machine to itself.
+
+        Its output stays beside the weights and is compared with the other's if that is there.
+        """
+        names = in_turns([OURS, THEIRS], sum(map(len, result.seconds.values())) // 2)
+        name, other = sorted(names, key=lambda name: len(result.seconds.get(name, [])))
+        output = {name: self.weights / f"{row.name} {name}.pt" for name in names}
+        with self._worker(name, row) as ask:
+            ask("load")
+            if row.warm:
+                ask("run")
+            answer = ask("run")
+            result.add(name, answer["seconds"], answer["peak"])
+            ask("save", str(output[name]))
+            if other in result.seconds and output[other].exists():
+                result.difference = ask("compare", str(output[other]))["difference"]
 
     @contextmanager
     def _worker(self, name: str, row: Row) -> Iterator[Any]:

@@ -3,10 +3,14 @@
 Where it says tuned, diffusers has channels_last and the allocator's settings that minisd has.
 Each library has its own process and its own defaults, and they are asked in turns. Ratios are medians over the pairs:
 above 1, minisd is ahead. Outputs are compared once in every row; where they differ, the exit code is 1.
+
+Where a machine is only to be had for minutes, `--apart --resume --rows ROW --weights FOLDER` takes one measurement of
+one library and stops: calls of it add up to pairs.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -45,7 +49,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that the weights are removed then as well
     rows = chosen(options.rows or ())
     out = options.out or (None if options.quick else RESULTS / f"speed-{slug(cpu())}.json")
-    results = kept(out) if options.resume and out else []
+    results = kept(out) if out and (options.resume or options.rows) else []
     print(f"{cpu()}, {os.cpu_count()} cores; {versions()}\n", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="minisd-speed-", dir=options.scratch) as folder:
         weights = options.weights or Path(folder)
@@ -53,14 +57,17 @@ def main() -> int:
             make_weights(weights, options.quick)
         bench = Bench(weights, 8 if options.quick else 64, options.repeats)
         for row in rows:
-            if row.name in [result.row for result in results]:
+            had = next((result for result in results if result.row == row.name), None) if options.resume else None
+            if had and had.whole and not options.apart:
                 continue
-            results = ordered([*results, bench.measure(row)])
-            print(line(next(result for result in results if result.row == row.name)), file=sys.stderr, flush=True)
+            result = measured(bench, row, had, options.apart)
+            results = ordered([*(one for one in results if one.row != row.name), result])
+            print(line(result) if result.whole else f"{row.name}: {result.seconds}", file=sys.stderr, flush=True)
             if out:
                 write(out, results)
+    results = [result for result in results if result.whole]
     print(table(results))
-    if not options.quick:
+    if not (options.quick or options.apart):
         print("\n" + "\n".join(shares(results, peaks())))
     return report(results)
 
@@ -69,18 +76,33 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a miniature instead of Stable Diffusion 1.5; not saved")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW",
-                        help="some only, or one that takes long: " + ", ".join(row.name for row in ROWS))
+                        help="some only, or one that takes long; of the file the others stay: "
+                             + ", ".join(row.name for row in ROWS))
     parser.add_argument("--repeats", type=int, default=3, help="pairs per row (3); short jobs take several times more")
     parser.add_argument("--out", type=Path, help="the JSON file, written after every row; by default in results/")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that the JSON file has already")
+    parser.add_argument("--resume", action="store_true", help="go on with what the JSON file has of these rows")
+    parser.add_argument("--apart", action="store_true",
+                        help="of each of these rows the library that was measured less, once; needs --weights")
     parser.add_argument("--weights", type=Path, help="keep the random weights (8.5 GB) in this folder, or find them")
     parser.add_argument("--scratch", type=Path, help="where else they are for the time being (the system's place)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.apart and not (options.weights and options.rows):
+        parser.error("--apart: give --rows, and --weights for what is kept from one call to the next")
+    return options
 
 
 def chosen(names: Collection[str]) -> list[Row]:
     """The rows of these names; without any, all but the long ones."""
     return [row for row in ROWS if (row.name in names if names else not row.long)]
+
+
+def measured(bench: Bench, row: Row, had: Result | None, apart: bool) -> Result:
+    """The row as a whole; or apart, one measurement more than what was had."""
+    if not apart:
+        return bench.measure(row)
+    result = had or Result(row.name, difference=math.inf, allowed=row.allowed)    # until outputs were compared
+    bench.once(row, result)
+    return result
 
 
 def make_weights(folder: Path, quick: bool) -> None:
@@ -145,7 +167,8 @@ def shares(results: Iterable[Result], peaks: dict[str, dict[str, float]]) -> Ite
 
 def write(path: Path, results: Iterable[Result]) -> None:
     """Whole or not at all."""
-    rows = [asdict(result) | {"ratio": result.speed(), "memory_ratio": result.memory()} for result in results]
+    rows = [asdict(result) | ({"ratio": result.speed(), "memory_ratio": result.memory()} if result.whole else {})
+            for result in results]
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")

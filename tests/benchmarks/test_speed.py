@@ -1,8 +1,12 @@
 """benchmarks/speed.py: what its ratios mean, and what it says of them."""
 
 import json
+import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import speed  # noqa: E402
-from measure import OURS, THEIRS, TUNED, Result, in_turns  # noqa: E402
+from measure import OURS, THEIRS, TUNED, Bench, Result, Row, in_turns  # noqa: E402
 
 
 def result(ours: list[float], theirs: list[float]) -> Result:
@@ -36,6 +40,45 @@ def test_peak_memory_is_the_largest() -> None:
 
 def test_everyone_comes_first_in_turn() -> None:
     assert [in_turns(["a", "b", "c"], n)[0] for n in range(4)] == ["a", "b", "c", "a"]
+
+
+class Answering(Bench):
+    """Whose workers answer at once: minisd takes 1 s and draws a 1, diffusers 2 s and a 2."""
+
+    @contextmanager
+    def _worker(self, name: str, row: Row) -> Iterator[Callable[..., dict[str, Any]]]:
+        mine = 1.0 if name == OURS else 2.0
+
+        def ask(command: str, *paths: str) -> dict[str, Any]:
+            if command == "save":
+                Path(paths[0]).write_text(str(mine))
+            if command == "compare":
+                return {"difference": abs(float(Path(paths[0]).read_text()) - mine)}
+            return {"seconds": mine, "peak": speed.GIB}
+
+        yield ask
+
+
+def test_measurements_apart_add_up_to_pairs(tmp_path: Path) -> None:
+    bench, made = Answering(tmp_path, 8, 1), Result("a row", difference=math.inf, allowed=2.0)
+    asked = []
+    for n in range(1, 5):
+        before = {name: list(each) for name, each in made.seconds.items()}
+        bench.once(Row("a row", "unet"), made)
+        asked += [name for name, each in made.seconds.items() if each != before.get(name)]
+        assert made.whole == (n % 2 == 0) and made.same == (n > 1)      # until there are two, nothing was compared
+    assert asked == [OURS, THEIRS, THEIRS, OURS]
+    assert made.seconds == {OURS: [1.0, 1.0], THEIRS: [2.0, 2.0]} and made.difference == 1.0
+    anew = Result("a row", difference=math.inf, allowed=2.0)
+    bench.once(Row("a row", "unet"), anew)            # the other's output is of an earlier run
+    assert not anew.same
+
+
+def test_a_row_by_halves_is_kept(tmp_path: Path) -> None:
+    made = Result("unet fp32", difference=math.inf)
+    made.add(OURS, 1.0, speed.GIB)
+    speed.write(tmp_path / "speed.json", [made])
+    assert speed.kept(tmp_path / "speed.json") == [made]
 
 
 @pytest.mark.parametrize("differ", [0.1, float("inf"), float("nan")])
