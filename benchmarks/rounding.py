@@ -15,10 +15,11 @@ from typing import Any
 from PIL import Image
 
 from minisd.evaluate.curves import Panel, curves
+from minisd.files import put
 from minisd.train import loop
 from minisd.train.distillation import Place, distill
 from minisd.train.experiment import Experiment, read
-from minisd.train.report import put, read_metrics
+from minisd.train.report import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"fp32": "float32 weights", "bf16": "bfloat16 weights"}

@@ -37,12 +37,12 @@ from minisd.evaluate.questions import questions
 from minisd.evaluate.sensitivity import macs, milliseconds, parameters
 from minisd.evaluate.similarity import ssim
 from minisd.fast.passes import quicken
+from minisd.files import put
 from minisd.images import to_tensor
 from minisd.labels import table as labelled
 from minisd.pipeline import StableDiffusion
 from minisd.train.distillation import Place, distill
 from minisd.train.experiment import EMBEDDED, Experiment, read
-from minisd.train.report import put
 from minisd.unet import UNet
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from minisd.command import Commands, commands, given, shown
 from minisd.errors import USAGE, MinisdError
+from minisd.files import put
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def sensitivity(options: Sensitivity) -> None:
     if options.budget is not None:
         print(propose(found, options.budget))
     if options.out is not None:
-        options.out.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+        put(options.out, json.dumps(asdict(found), indent=1) + "\n")
 
 
 def export(options: Export) -> None:

@@ -5,13 +5,41 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from minisd.errors import RESOURCE, USAGE, MinisdError
 
 HIDDEN = ".tmp-minisd-"
 NEW = "new"
 EXCHANGE, HERE = 2, -100                          # of Linux's renameat2: swap two names; paths as `rename` takes them
+
+
+def vacant(folder: Path, names: Iterable[str], what: str) -> None:
+    """Make the folder that `what` goes to, and refuse one where a file of these names would be overwritten."""
+    if any((folder / name).exists() for name in names):
+        raise MinisdError(f"the folder holds {what}", str(folder), "nothing is overwritten",
+                          "name a new folder by --out", USAGE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinisdError(f"the folder for {what} cannot be made", str(folder), error.strerror or str(error),
+                          "name another by --out", RESOURCE) from error
+
+
+def put(path: Path, data: str | bytes) -> None:
+    """Write a small file, whole or not at all, in the place of one that may be there."""
+    hidden = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden.write_bytes(data.encode() if isinstance(data, str) else data)
+        hidden.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            hidden.unlink()
+        raise MinisdError(f"{path.name} cannot be written", str(path), error.strerror or str(error),
+                          "free some space, or name another place by --out", RESOURCE) from error
 
 
 @contextmanager

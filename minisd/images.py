@@ -122,6 +122,16 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return sheet
 
 
+def png(image: Image.Image, text: Mapping[str, str] | None = None, small: bool = False) -> bytes:
+    """A PNG file with text chunks; a small one takes longer to make."""
+    info = PngInfo()
+    for key, value in (text or {}).items():       # what latin-1 cannot say becomes an iTXt chunk, in UTF-8
+        info.add_text(key, value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8"))
+    whole = io.BytesIO()
+    image.save(whole, "PNG", pnginfo=info, optimize=small)
+    return whole.getvalue()
+
+
 def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, str],
               number: int | None = None) -> Path:
     """Write `NNNNN-label.png` under the folder's next number, with text chunks, and return its path.
@@ -130,13 +140,8 @@ def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, s
 
     It appears whole or not at all, and nothing is ever overwritten, even if others write there as well.
     """
-    info = PngInfo()
-    for key, value in text.items():               # what latin-1 cannot say becomes an iTXt chunk, in UTF-8
-        info.add_text(key, value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8"))
-    whole = io.BytesIO()
-    image.save(whole, "PNG", pnginfo=info)
     try:
-        return _place(whole.getvalue(), folder, label, number)
+        return _place(png(image, text), folder, label, number)
     except OSError as error:
         raise MinisdError("the picture cannot be written", str(folder), error.strerror or str(error),
                           "free some space, or give another folder by --out", RESOURCE) from error

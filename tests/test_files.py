@@ -8,6 +8,7 @@ import torch
 from killed import content, survives
 
 from minisd import files, store
+from minisd.errors import RESOURCE, USAGE, MinisdError
 
 
 def test_a_folder_is_old_or_new_at_every_moment(tmp_path):
@@ -42,6 +43,35 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
             assert target.read_bytes() == bytes(100_000)
             target.unlink()
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["target"] and moment > 5
+
+
+def test_a_small_file_is_old_or_new_at_every_moment(tmp_path):
+    target = tmp_path / "sub" / "target"
+    files.put(target, "old")
+    moment = 0
+    while not survives(lambda: files.put(target, b"new"), moment):
+        assert target.read_text() in ("old", "new")
+        moment += 1
+    assert moment >= 3 and target.read_text() == "new"
+
+
+def test_a_small_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "target").mkdir()                 # a file cannot take a folder's place
+    with pytest.raises(MinisdError, match="target cannot be written") as caught:
+        files.put(tmp_path / "target", "text")
+    assert caught.value.code == RESOURCE and [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_for_results_is_made_and_holds_none(tmp_path):
+    files.vacant(tmp_path / "new" / "folder", ("a.json",), "a table")
+    (tmp_path / "new" / "folder" / "b.json").touch()
+    files.vacant(tmp_path / "new" / "folder", ("a.json",), "a table")
+    with pytest.raises(MinisdError, match="holds a table") as caught:
+        files.vacant(tmp_path / "new" / "folder", ("a.json", "b.json"), "a table")
+    assert caught.value.code == USAGE
+    with pytest.raises(MinisdError, match="cannot be made") as caught:
+        files.vacant(tmp_path / "new" / "folder" / "b.json", ("a.json",), "a table")
+    assert caught.value.code == RESOURCE
 
 
 def test_a_model_that_is_exported_again_is_old_or_new(tmp_path):

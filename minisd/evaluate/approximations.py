@@ -1,8 +1,6 @@
 """Approximations beside exact pictures of the same prompts and seeds: time saved, likeness lost, fit to the words."""
 
-import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,14 +14,14 @@ from tqdm import tqdm
 
 from minisd import __version__, labels
 from minisd.drawing import Drawing
-from minisd.errors import RESOURCE, MinisdError
 from minisd.evaluate.approximations_options import SHEET, TABLE, WAYS, ApproximationsOptions, Way
 from minisd.evaluate.clip_score import Judge, clip_score, cosine, load_judge
 from minisd.evaluate.figure import Figure, mean
 from minisd.evaluate.protocol import protocol_hash
 from minisd.evaluate.similarity import psnr, ssim
 from minisd.fast.clock import Clock
-from minisd.images import to_tensor
+from minisd.files import put
+from minisd.images import png, to_tensor
 from minisd.models import name_of
 from minisd.pipeline import StableDiffusion
 from minisd.store import find, fingerprint, load
@@ -148,14 +146,6 @@ def sheet(found: dict[str, Drawn], prompts: Sequence[str], count: int) -> Image.
 
 def write(folder: Path, rows: Sequence[Row], protocol: dict[str, Any], pictures: Image.Image) -> None:
     """The table and the sheet, each whole or not at all."""
-    image = io.BytesIO()
-    pictures.save(image, "PNG", optimize=True)
     table = json.dumps({"protocol": protocol, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
-    try:
-        for name, data in ((SHEET, image.getvalue()), (TABLE, (table + "\n").encode())):
-            hidden = folder / f".tmp-{os.getpid()}-{name}"
-            hidden.write_bytes(data)
-            hidden.replace(folder / name)
-    except OSError as error:
-        raise MinisdError("the table cannot be written", str(folder), error.strerror or str(error),
-                          "free some space, or name another folder by --out", RESOURCE) from error
+    put(folder / SHEET, png(pictures, small=True))
+    put(folder / TABLE, table + "\n")

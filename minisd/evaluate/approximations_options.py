@@ -9,7 +9,8 @@ from tyro.conf import Positional, arg
 from minisd.command import given, shown
 from minisd.control import EXACT, PLAIN, Guide, Shortcuts
 from minisd.drawing import GUIDANCE, SEEDS, STEPS, in_range
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.files import vacant
 from minisd.samplers.recipes import sampler
 
 TABLE, SHEET = "approximations.json", "approximations.png"
@@ -75,11 +76,4 @@ class ApproximationsOptions:
             sampler(self.sampler)                 # refuses a name that is none
         if not self.prompts:
             raise MinisdError("--prompts names nothing", remedy="name at least one", code=USAGE)
-        if any((self.out / name).exists() for name in (TABLE, SHEET)):
-            raise MinisdError("the folder holds a table of approximations", str(self.out), "nothing is overwritten",
-                              "name a new folder by --out", USAGE)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MinisdError("the table's folder cannot be made", str(self.out), error.strerror or str(error),
-                              "name another by --out", RESOURCE) from error
+        vacant(self.out, (TABLE, SHEET), "a table of approximations")

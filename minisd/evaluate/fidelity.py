@@ -20,11 +20,11 @@ from minisd.evaluate.figure import Figure, mean
 from minisd.evaluate.protocol import protocol_hash
 from minisd.evaluate.questions import BANDS, Questions, questions, squared
 from minisd.evaluate.similarity import ssim
+from minisd.files import put
 from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.train.captions import captions_of
 from minisd.train.config import DataConfig
-from minisd.train.report import put
 from minisd.unet import UNet
 
 RESAMPLES, LEVEL, SEED = 2000, 0.95, 0
@@ -152,5 +152,4 @@ def draw(sd: StableDiffusion, unet: UNet, prompts: Sequence[str]) -> Tensor:
 
 
 def write(found: Fidelity, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     put(path, json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from minisd.command import given, shown
 from minisd.drawing import Drawing, in_range
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.files import vacant
 
 REPORT = "report.json"
 COUNTS, BATCHES = (2, 2_000), (1, 64)
@@ -55,14 +55,7 @@ class Options:
         in_range("seed", self.seed, 0, 2 ** 64 - 1 - self.count)
         Drawing("", "", 1 if self.steps is None else self.steps, 1.0 if self.cfg is None else self.cfg,
                 "euler" if self.sampler is None else self.sampler, self.seed, 64, 64)
-        if (self.out / REPORT).exists():
-            raise MinisdError("the folder holds a report", str(self.out), "nothing is overwritten",
-                              "name a new folder by --out", USAGE)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MinisdError("the report's folder cannot be made", str(self.out), error.strerror or str(error),
-                              "name another by --out", RESOURCE) from error
+        vacant(self.out, (REPORT,), "a report")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The whole evaluation of a model: its pictures drawn, its figures taken, and all that is needed to take them again."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,13 +13,13 @@ from tqdm import tqdm
 from minisd import __version__
 from minisd.devices import pick_device
 from minisd.drawing import Defaults, Drawing
-from minisd.errors import RESOURCE, MinisdError
 from minisd.evaluate import exam, measures
 from minisd.evaluate.clip_score import Judge, load_judge
 from minisd.evaluate.figure import Figure
 from minisd.evaluate.options import REPORT, Options
 from minisd.evaluate.sheet import sheet
-from minisd.images import to_tensor
+from minisd.files import put
+from minisd.images import png, to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.store import find, fingerprint, load, load_modules
 from minisd.train.config import Recipe
@@ -115,14 +114,8 @@ def draw(sd: StableDiffusion, drawings: Sequence[Drawing], batch: int) -> list[I
 
 
 def written(report: Report, sheets: Mapping[str, Image.Image], folder: Path) -> Report:
-    """The sheets, and last report.json, whole or not at all."""
-    hidden = folder / f".tmp-{os.getpid()}-{REPORT}"
-    try:
-        for name, image in sheets.items():
-            image.save(folder / name)
-        hidden.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        hidden.replace(folder / REPORT)
-    except OSError as error:
-        raise MinisdError("the report cannot be written", str(folder), error.strerror or str(error),
-                          "free some space, or name another folder by --out", RESOURCE) from error
+    """The sheets, and last report.json, each whole or not at all."""
+    for name, image in sheets.items():
+        put(folder / name, png(image))
+    put(folder / REPORT, json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
     return report

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,12 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from minisd import __version__
-from minisd.errors import RESOURCE, MinisdError
 from minisd.evaluate.curves import Panel, curves
 from minisd.evaluate.samplers_brisque import Brisque
 from minisd.evaluate.samplers_options import CSV, CURVES, TABLE, SamplersOptions
 from minisd.evaluate.similarity import psnr, ssim
-from minisd.images import to_tensor
+from minisd.files import put
+from minisd.images import png, to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.info import adds_noise
 from minisd.samplers.recipes import sampler
@@ -102,21 +101,14 @@ def compare(options: SamplersOptions) -> list[Row]:
 
 def write(folder: Path, rows: Sequence[Row], protocol: dict[str, Any]) -> None:
     """The table as JSON and CSV and the curves as PNG, each whole or not at all."""
-    picture, text = io.BytesIO(), io.StringIO()
-    plot(rows).save(picture, "PNG")
+    text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     table = json.dumps({"protocol": protocol, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
-    try:
-        for name, data in ((CURVES, picture.getvalue()), (CSV, text.getvalue().encode()),
-                           (TABLE, (table + "\n").encode())):
-            hidden = folder / f".tmp-{os.getpid()}-{name}"
-            hidden.write_bytes(data)
-            hidden.replace(folder / name)
-    except OSError as error:
-        raise MinisdError("the comparison cannot be written", str(folder), error.strerror or str(error),
-                          "free some space, or name another folder by --out", RESOURCE) from error
+    put(folder / CURVES, png(plot(rows)))
+    put(folder / CSV, text.getvalue())
+    put(folder / TABLE, table + "\n")
 
 
 def plot(rows: Sequence[Row]) -> Image.Image:

@@ -8,7 +8,8 @@ from tyro.conf import Positional, arg
 
 from minisd.command import given, shown
 from minisd.drawing import GUIDANCE, SEEDS, STEPS, in_range
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.files import vacant
 from minisd.samplers.info import adds_noise
 from minisd.samplers.recipes import METHODS, sampler
 
@@ -63,11 +64,4 @@ class SamplersOptions:
         if adds_noise(sampler(self.reference)):
             raise MinisdError(f"sampler {self.reference} adds noise", "--reference",
                               "methods that add none do not converge to its picture", "name another", USAGE)
-        if any((self.out / name).exists() for name in (TABLE, CSV, CURVES)):
-            raise MinisdError("the folder holds a comparison of samplers", str(self.out), "nothing is overwritten",
-                              "name a new folder by --out", USAGE)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MinisdError("the comparison's folder cannot be made", str(self.out), error.strerror or str(error),
-                              "name another by --out", RESOURCE) from error
+        vacant(self.out, (TABLE, CSV, CURVES), "a comparison of samplers")

@@ -1,7 +1,6 @@
 """What a folder already holds of the pictures that are wanted, so that none of them is drawn twice."""
 
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from minisd import __version__
 from minisd.drawing import Drawing
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.files import put
+from minisd.images import png
 from minisd.metadata import Drawn, read_drawn
 from minisd.shares import Share
 
@@ -106,17 +106,7 @@ def must_be_ours(path: Path) -> None:
 
 def rewrite(sheet: Image.Image, path: Path) -> None:
     """Write a sheet, whole or not at all, over an older one."""
-    info = PngInfo()
-    info.add_text(MARK, __version__)
-    hidden = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        sheet.save(hidden, "PNG", pnginfo=info, optimize=True)
-        hidden.replace(path)
-    except OSError as error:
-        raise MinisdError("the sheet cannot be written", str(path), error.strerror or str(error),
-                          "free some space, or give another folder by --out", RESOURCE) from error
-    finally:
-        hidden.unlink(missing_ok=True)
+    put(path, png(sheet, {MARK: __version__}, small=True))
 
 
 def preview_name(share: Share) -> str:

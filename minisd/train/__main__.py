@@ -4,10 +4,8 @@
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +13,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from minisd.command import Commands, commands
-from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.files import put
 
 SPLITS = ("train", "holdout", "twin")
 
@@ -102,24 +101,10 @@ def run(options: Options) -> None:
                           "name it by --stage, or give auto, latest or never", USAGE)
     if not options.data.is_dir():
         raise MinisdError("no such folder", str(options.data), remedy="give a folder of pictures as --data")
-    write(options.out / "recipe.json", json.dumps(asdict(recipe), indent=1))
+    put(options.out / "recipe.json", json.dumps(asdict(recipe), indent=1))
 
     from minisd.train.stages import train
     train(recipe, chosen, options.data, options.out, options.resume, options.device)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as fault:
-        with suppress(OSError):
-            temporary.unlink()
-        raise MinisdError("the run folder cannot be written", str(path), fault.strerror or str(fault),
-                          "give another folder as --out, or free space", RESOURCE) from fault
 
 
 COMMANDS: Commands = {"data-check": (DataCheck, data_check)}

@@ -13,6 +13,7 @@ from torch import nn
 
 from minisd import store, surgery
 from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.files import put
 from minisd.pipeline import StableDiffusion
 from minisd.train import loop, stages, state
 from minisd.train.captions import captions_of
@@ -22,7 +23,7 @@ from minisd.train.encoded import Encoded, Words
 from minisd.train.experiment import Experiment, read
 from minisd.train.imagined import Imagined
 from minisd.train.ranks import Ranks, joined
-from minisd.train.report import put, read_metrics, write_report
+from minisd.train.report import read_metrics, write_report
 from minisd.train.resume import resume
 from minisd.train.stages import FINISHED, MODEL, finished, flat, listing, locked, remarks
 from minisd.train.tasks.distill import Distill, Source

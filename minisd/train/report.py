@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+
+from minisd.files import put
 
 REPORT, METRICS, SAMPLES = "report.html", "metrics.jsonl", "samples"
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 62, 22    # pixels of a chart, and those left of and under its curves
@@ -33,13 +34,6 @@ def write_report(folder: Path) -> Path:
                        pictures=pictures(sorted((folder / SAMPLES).glob("*.png"), reverse=True)))
     put(folder / REPORT, page)
     return folder / REPORT
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    hidden = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    hidden.write_text(text, encoding="utf-8")
-    os.replace(hidden, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,12 +1,12 @@
 """Where a run goes on: which checkpoint it takes, what must not have changed since, and what a kill has left behind."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minisd.errors import USAGE, MinisdError
+from minisd.files import put
 from minisd.train import state
 from minisd.train.loop import METRICS, Run
 
@@ -93,9 +93,7 @@ def trim(metrics: Path, step: int) -> None:
     if metrics.is_file():
         kept = [line for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines()
                 if 0 <= step_of(line) <= step]
-        temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, metrics)
+        put(metrics, "".join(line + "\n" for line in kept))
 
 
 def step_of(row: str) -> int:

@@ -64,6 +64,7 @@ def test_styles_are_those_that_the_denoiser_learnt():
 
 
 def test_a_report_that_cannot_be_written_is_a_lack_of_resources(tmp_path: Path):
+    (tmp_path / "nowhere").write_text("a file where the folder should be")
     with pytest.raises(MinisdError, match="cannot be written") as caught:
         written(Report((), {}), {}, tmp_path / "nowhere")
     assert caught.value.code == 4

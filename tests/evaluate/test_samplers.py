@@ -110,7 +110,8 @@ def test_the_table_is_printed_in_columns() -> None:
     assert first.index("0.500") == second.index("0.500")
 
 
-def test_a_full_disk_is_told(tmp_path) -> None:
+def test_a_table_that_cannot_be_written_is_told(tmp_path) -> None:
+    (tmp_path / "absent").write_text("a file where the folder should be")
     with pytest.raises(MinisdError, match="cannot be written"):
         write(tmp_path / "absent", [Row("euler", 5, 5, 0.25, None, None, 0.5, None)], {})
 

@@ -10,7 +10,8 @@ from minisd import store
 from minisd.config import text_parts
 from minisd.drawing import STANDARD
 from minisd.evaluate.sheet import sheet
-from minisd.images import GAP, grid
+from minisd.files import put
+from minisd.images import GAP, grid, png
 from minisd.pipeline import StableDiffusion
 
 
@@ -26,11 +27,7 @@ def side_by_side(prompts: Sequence[str], drawn: Sequence[Sequence[Image.Image]],
 def drawn_once(path: Path, draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:
     """Square pictures that are drawn when first asked for, and kept as one column."""
     if not path.is_file():
-        pictures = draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f".tmp-{path.name}")
-        grid(pictures, columns=1).save(hidden, "PNG")
-        hidden.replace(path)
+        put(path, png(grid(draw(), columns=1)))
     with Image.open(path) as column:
         side = column.width
         return [column.crop((0, top, side, top + side)) for top in range(0, column.height, side + GAP)]
