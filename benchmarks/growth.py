@@ -35,7 +35,7 @@ class Axis:
 AXES = {
     "size": Axis("pixels a side", (256, 384, 512, 768, 1024), (16, 32)),
     "batch": Axis("pictures of 512 pixels", (1, 2, 4, 8), (1, 2)),
-    "adapters": Axis("LoRAs, at 256 pixels", (0, 1, 2, 4, 8), (0, 1, 2), (STEP,)),
+    "adapters": Axis("LoRAs, at 512 pixels", (0, 1, 2, 4, 8), (0, 1, 2), (STEP,)),
     "steps": Axis("steps of the embedded model", (1, 2, 5, 10, 20, 50), (1, 2), (PICTURE,)),
     SAMPLER: Axis("steps", (CALLS,), (2,), tuple(name for name in NAMES if not sampler(name).adaptive)),
 }
@@ -117,7 +117,11 @@ def table(points: list[Point]) -> str:
 
 
 def findings(points: list[Point]) -> Iterator[str]:
-    """What the samplers take of a step at 512 pixels, the slowest first."""
+    """What LoRAs add to a step at 512 pixels, and what the samplers take of one, the slowest first."""
+    worn = {p.x: p.time for p in points if p.axis == "adapters"}
+    if 0 in worn:
+        added = (f"{x}: {seconds / worn[0] - 1:.1%}" for x, seconds in worn.items() if x)
+        yield f"to a guided step of {shown(worn[0])} LoRAs add {', '.join(added)}"
     step = next((p.time for p in points if (p.axis, p.job) == ("batch", STEP)), None)
     walks = {p.job: p.time / p.x for p in points if p.axis == SAMPLER}
     if step is None or not walks:
@@ -137,9 +141,12 @@ def plot(points: list[Point]) -> Image.Image:
 
 
 def panel(points: list[Point], name: str, what: str, of: Callable[[Point], float]) -> Panel:
-    """The lines of an axis; what is at 0 has no logarithm."""
-    drawn = {job: [(p.x, of(p)) for p in line if p.x and of(p) > 0]
-             for axis, job, line in lines(points) if axis == name}
+    """The lines of an axis; 0 has no logarithm, and what it takes is a level line below the others."""
+    drawn: dict[str, list[tuple[float, float]]] = {}
+    for _, job, line in (one for one in lines(points) if one[0] == name):
+        drawn[job] = [(p.x, of(p)) for p in line if p.x and of(p) > 0]
+        for none in (p for p in line if not p.x and of(p) > 0):
+            drawn[f"{job} without"] = [(x, of(none)) for x, _ in drawn[job]]
     return Panel(what, AXES[name].unit, drawn, powers=True)
 
 

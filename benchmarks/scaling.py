@@ -36,6 +36,7 @@ from minisd.samplers.recipes import sampler
 
 ENOUGH, MOST = 8.0, 5                                 # seconds after which a point is not repeated; repeats at most
 RANK, CFG = 16, 7.5
+BESIDE = ("*_attn.*", "*.ff.*_proj", "*.attn.*.proj_*")  # where kohya's trainer lays a LoRA: all of a transformer
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -108,8 +109,7 @@ class Subject:
             return self.sampler(name, x)
         if axis == "adapters":
             self.wear(x)
-        small, usual = (32, 32) if self.quick else (256, 512)
-        side = {"size": x, "batch": usual, "adapters": small}[axis] // self.sd.cfg.vae.factor
+        side = (x if axis == "size" else 32 if self.quick else 512) // self.sd.cfg.vae.factor
         batch = x if axis == "batch" else 1
         return self.step(side, batch) if name == STEP else self.decoding(side, batch)
 
@@ -128,12 +128,14 @@ class Subject:
         return lambda: self.sd.pictures(latents, drawings)
 
     def wear(self, count: int) -> None:
-        """So many LoRAs on every attention of the UNet, beside which it draws."""
-        for n in range(len(attach.adapters(self.sd.unet)), count):
-            for side in attach.attach(self.sd.unet, attach.LoRASpec(f"lora{n}", RANK), torch.Generator()):
-                side.data = side.data.to(self.sd.dtype)
-                side.requires_grad_(False)
-        self.sd.ready()
+        """So many LoRAs on the transformers of the UNet, as they lie there after their files were read."""
+        with torch.inference_mode(False):
+            for n in range(len(attach.adapters(self.sd.unet)), count):
+                draws = torch.Generator().manual_seed(n)
+                for side in attach.attach(self.sd.unet, attach.LoRASpec(f"lora{n}", RANK, targets=BESIDE), draws):
+                    side.requires_grad_(False).normal_(std=0.01, generator=draws)
+                    side.data = side.data.to(self.sd.dtype)
+            self.sd.ready()
 
     def sampler(self, name: str, calls: int) -> Callable[[], Tensor]:
         """A guided walk over latents of 64 x 64 with a network that answers at once: all that is not the network."""

@@ -49,6 +49,13 @@ def test_what_samplers_take_is_told_beside_a_step() -> None:
     assert not list(growth.findings(points[1:]))
 
 
+def test_what_loras_add_is_told_and_drawn_over_a_step_without() -> None:
+    points = [grown("adapters", STEP, x, 2.0 + x / 10) for x in (0, 1, 4)]
+    assert list(growth.findings(points)) == ["to a guided step of 2 s LoRAs add 1: 5.0%, 4: 20.0%"]
+    panel = growth.panel(points, "adapters", "seconds", growth.MEASURES["seconds"])
+    assert panel.curves == {STEP: [(1, 2.1), (4, 2.4)], f"{STEP} without": [(1, 2.0), (4, 2.0)]}
+
+
 def test_points_are_kept_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "scaling.json"
     for seconds in (3.0, 1.0):
