@@ -21,14 +21,24 @@ UNSETTLED = 48                                    # but for output channels that
 
 def serves(weight: Tensor) -> bool:
     """Whether oneDNN computes with such weights on this machine, and nobody trains them."""
-    if weight.requires_grad or weight.device.type != "cpu" or not HERE:
-        return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported())
+    return not weight.requires_grad and weight.device.type == "cpu" and computes(weight.dtype)
+
+
+def computes(dtype: torch.dtype | None) -> bool:
+    """Whether oneDNN does in this precision on this machine."""
+    return HERE and (dtype == torch.float32 or (dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported()))
 
 
 def inferring() -> bool:
     """Whether the operators of this file will do."""
     return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+
+def trained_in(x: Tensor) -> torch.dtype | None:
+    """What a layer computes in for gradients that are wanted; None where none are, or not of PyTorch on a CPU."""
+    if not torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
