@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisd.fast.onednn import inferring, product, serves
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -32,6 +30,10 @@ class Side(nn.Module):
     def delta(self) -> Tensor:
         """What it adds to the module's weight at strength 1, in the weight's shape."""
         raise NotImplementedError
+
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        """[out, rank], strength included, and [rank, in]: their product is what it adds to a matrix. Else None."""
+        return None
 
     def add_linear(self, y: Tensor, x: Tensor) -> Tensor:
         """y [..., out], which is the host's to write over, and the side path's answer to x [..., in]."""
@@ -64,9 +66,13 @@ class LowRank(Side):
             return self.scale * torch.einsum("or,rskl,si->oikl", up, self.mid, self.down.flatten(1))
         return self.scale * (up @ self.down.flatten(1)).unflatten(1, self.down.shape[1:])
 
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        if self.mid is not None:
+            return None
+        return self.up.flatten(1) * (self.strength * self.scale), self.down.flatten(1)
+
     def add_linear(self, y: Tensor, x: Tensor) -> Tensor:
-        narrow = product if inferring() and serves(self.down) else F.linear
-        h = narrow(x, self.down) * (self.strength * self.scale).to(x.dtype)      # the small tensor bears the scale
+        h = F.linear(x, self.down) * (self.strength * self.scale).to(x.dtype)      # the small tensor bears the scale
         y.view(-1, y.shape[-1]).addmm_(h.view(-1, self.rank), self.up.T.to(h.dtype))
         return y
 

@@ -62,7 +62,7 @@ traced_convolution = torch.library.custom_op("minisd::convolution", _convolution
 
 
 @traced_product.register_fake
-def _product_shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
