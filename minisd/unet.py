@@ -32,6 +32,10 @@ class Stage(nn.Module):
         x = self.res[i](x, time)
         return self.attn[i](x, context) if len(self.attn) else x
 
+    def enlarged(self, x: Tensor, size: torch.Size) -> Tensor:  # [b, width, h, w] -> [b, width, *size]
+        assert self.upsample is not None, "the last stage enlarges nothing"
+        return self.upsample(F.interpolate(x, size=size, mode="nearest"))
+
 
 class Mid(nn.Module):
     """Residual block, transformer, residual block at the lowest resolution."""
@@ -119,6 +123,6 @@ class UNet(Encoder):
                 deep, skip = sites(f"deep.{n}", x), sites(f"skip.{n}", skips.pop())
                 x = stage.block(j, torch.cat([deep, skip], dim=1), time, context)
             if stage.upsample is not None:  # to the size of the next skip: odd sizes were rounded up on the way down
-                x = stage.upsample(F.interpolate(x, size=skips[-1].shape[2:], mode="nearest"))
+                x = stage.enlarged(x, skips[-1].shape[2:])
             x = sites(f"up.{i}", x)
         return self.conv_out(F.silu(self.norm_out(x)))

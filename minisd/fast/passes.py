@@ -13,25 +13,28 @@ from torch import nn
 from minisd.fast.attention import ChunkedAttention, worthwhile
 from minisd.fast.beside import OneDNNLoRALinear, OneDNNLoRAPoint, PackedLoRAConv2d
 from minisd.fast.compiled import CompiledUNet
+from minisd.fast.doubling import DoublingConv2d, DoublingStage, doubled_in, pack_twice, packable, unpack_both
 from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanGroupNorm, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, settled, unpack
 from minisd.fast.phases import PhasedStage
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
 from minisd.lora import LoRAConv2d, LoRALinear
+from minisd.unet import Stage as UNetStage
 from minisd.unet import UNet
 from minisd.vae import Stage
 
 M = TypeVar("M", bound=nn.Module)
 FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
     ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear,
-    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage, nn.GroupNorm: LeanGroupNorm}
+    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage, UNetStage: DoublingStage, nn.GroupNorm: LeanGroupNorm}
 # Convolutions of 1x1, and others.
 CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] = {
     nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}
-PLAIN = {fast: plain for plain, fast in FASTER.items()} | {ChunkedAttention: Attention, CompiledUNet: UNet} | {
-    fast: plain for plain, both in CONVOLUTIONS.items() for fast in both}
-PACKED = {packed for _, packed in CONVOLUTIONS.values()}
+PLAIN = {fast: plain for plain, fast in FASTER.items()} | {
+    fast: plain for plain, both in CONVOLUTIONS.items() for fast in both} | {
+    ChunkedAttention: Attention, CompiledUNet: UNet, DoublingConv2d: nn.Conv2d}
+UNPACK = {packed: unpack for _, packed in CONVOLUTIONS.values()} | {DoublingConv2d: unpack_both}
 
 
 def quicken(model: M, packed: bool = True) -> M:
@@ -40,11 +43,12 @@ def quicken(model: M, packed: bool = True) -> M:
     What is being trained is laid out and no more. `packed` fixes the order of the convolutions' weights as well: for
     those that nobody reads meanwhile.
     """
+    doubled = doubled_in(model)
     with torch.inference_mode(False):             # they remain weights like any others
         for module in model.modules():
             kind = type(module)
             if kind in CONVOLUTIONS:
-                _quicken_convolution(cast(nn.Conv2d, module), packed)
+                _quicken_convolution(cast(nn.Conv2d, module), packed, module in doubled)
             elif kind is Attention and worthwhile() and serves(next(module.parameters())):
                 module.__class__ = ChunkedAttention
             elif kind in FASTER and serves(next(module.parameters())):
@@ -52,8 +56,11 @@ def quicken(model: M, packed: bool = True) -> M:
     return model
 
 
-def _quicken_convolution(conv: nn.Conv2d, packed: bool) -> None:
+def _quicken_convolution(conv: nn.Conv2d, packed: bool, doubled: bool) -> None:
     served = serves(conv.weight)
+    if served and packed and doubled and type(conv) is nn.Conv2d and packable(conv):
+        pack_twice(conv)
+        return
     if served and packed and conv.kernel_size != (1, 1) and settled(conv):
         pack(conv)
         conv.__class__ = CONVOLUTIONS[type(conv)][1]
@@ -76,8 +83,8 @@ def plain(model: M) -> M:
     with torch.inference_mode(False):
         for module in model.modules():
             kind = type(module)
-            if kind in PACKED:
-                unpack(cast(nn.Conv2d, module))
+            if kind in UNPACK:
+                UNPACK[kind](cast(nn.Conv2d, module))
             if kind in FULL:
                 swell(cast(Eight, module))
             if kind in PLAIN:
