@@ -17,6 +17,8 @@ from minisd.command import Commands, commands, given, shown
 from minisd.errors import USAGE, MinisdError
 from minisd.files import put
 
+OWN_CAPTIONS = "(default: the captions that come with the teacher)"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -24,8 +26,8 @@ class Options:
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
     """exp0001, exp0002, bk-base, bk-small, bk-tiny; or a .toml file, or the recipe.json beside an earlier run."""
-    data: Annotated[Path, arg(metavar="FOLDER|FILE")]
-    """Pictures with captions; for a recipe whose images are the teacher's, a text file of captions will do."""
+    data: Annotated[Path | None, arg(metavar="FOLDER|FILE", help_behavior_hint=OWN_CAPTIONS)] = None
+    """Pictures with captions; or a text file of captions, whose pictures the teacher draws itself."""
     teacher: Annotated[str | None, given(str, "MODEL"), shown("the recipe's, else emoji")] = None
     """An embedded model's name, a model folder, or a checkpoint file."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/NAME)")] = None
@@ -48,8 +50,8 @@ class Options:
 class Sensitivity:
     """Take each removable block out of a teacher alone, untrained, and say what it saves and what it costs."""
 
-    data: Annotated[Path, arg(metavar="FOLDER")]
-    """Pictures with captions, the held-out ones where there are any."""
+    data: Annotated[Path | None, arg(metavar="FOLDER|FILE", help_behavior_hint=OWN_CAPTIONS)] = None
+    """Pictures with captions, the held-out ones where there are any; or captions, whose pictures the teacher draws."""
     teacher: Annotated[str, arg(metavar="MODEL")] = "emoji"
     """An embedded model's name, a model folder, or a checkpoint file."""
     budget: Annotated[float | None, given(float, "0..1"), shown("no proposal")] = None
@@ -89,13 +91,14 @@ def run(options: Options) -> None:
         experiment = replace(experiment, train=replace(experiment.train, steps=options.max_steps))
     if options.start is not None:
         experiment = replace(experiment, student=replace(experiment.student, start=options.start))
-    if not options.data.exists():
+    if options.data is not None and not options.data.exists():
         raise MinisdError("no such folder", str(options.data), remedy="give a folder of pictures as --data")
     out = options.out or Path("runs") / experiment.name
 
+    from minisd.train.captions import beside
     from minisd.train.distillation import Place, distill
-    distill(experiment, Place(options.data, out, options.cache or out.parent / "cache", options.device),
-            options.resume)
+    data, cache = options.data or beside(experiment.teacher), options.cache or out.parent / "cache"
+    distill(experiment, Place(data, out, cache, options.device), options.resume)
 
 
 def sensitivity(options: Sensitivity) -> None:
@@ -103,7 +106,8 @@ def sensitivity(options: Sensitivity) -> None:
         raise MinisdError(f"--budget {options.budget}", remedy="give a share of the parameters, 0 to 1", code=USAGE)
 
     from minisd.evaluate.sensitivity import propose, survey, table
-    found = survey(options.teacher, options.data, options.samples, options.cache)
+    from minisd.train.captions import beside
+    found = survey(options.teacher, options.data or beside(options.teacher), options.samples, options.cache)
     print(table(found))
     if options.budget is not None:
         print(propose(found, options.budget))

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +66,19 @@ def test_a_run_exported_and_drawn_with(run, recipe, tmp_path, capfd):
     assert main(["export", str(out / "checkpoint-3"), str(tmp_path / "taken"), "--raw"]) == 0
     assert "raw weights" in capfd.readouterr().out and store.load(tmp_path / "taken").cfg.size == 64
     assert run(out / "recipe.json", "--start", out, out="second")[0] == 0
+
+
+def test_without_data_the_teacher_draws_for_the_captions_that_come_with_it(recipe, tmp_path, capfd):
+    teacher = Path(json.loads(recipe.read_text())["teacher"])
+    options = [str(recipe), "--max-steps", "2", "--out", str(tmp_path / "out")]
+    assert main(options) == USAGE
+    assert "name by --data" in capfd.readouterr().err
+    own = shutil.copytree(teacher, tmp_path / "own")
+    (own / "captions.txt").write_text("a red square\na blue disc\n")
+    assert main([*options, "--teacher", str(own)]) == 0
+    assert "2 (" in (told := capfd.readouterr().out) and "captions, drawn by the teacher with" in told
+    assert main(["sensitivity", "--teacher", str(own), "--samples", "4", "--cache", str(tmp_path / "cache")]) == 0
+    assert "attn.1" in capfd.readouterr().out
 
 
 def test_bfloat16_weights_measured_shown_resumed_and_exported(run, recipe, tmp_path, capfd):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from minisd.pipeline import StableDiffusion
 from minisd.sites import NO_SITES, Sites
-from minisd.train.config import DataConfig
+from minisd.train.captions import captions_of
+from minisd.train.config import DataConfig, Preview
 from minisd.train.data import unseen
 from minisd.train.draws import Draws
 from minisd.train.encoded import Encoded, Words
+from minisd.train.imagined import Imagined
 from minisd.train.objective import Objective
 from minisd.train.stages import listing
 from minisd.unet import UNet
@@ -61,11 +63,10 @@ class Questions:
 
 
 def questions(sd: StableDiffusion, data: Path, samples: int, cache: Path, seed: int = 0) -> Questions:
-    """Of the folder's held-out pictures, as often as it takes; noise and words from the seed and the sample alone."""
-    pictures = unseen(data, DataConfig(size=sd.cfg.size), seed)
-    encoded, words = Encoded(pictures, sd.vae, None, cache), Words(sd.text[0], cache)
-    numbers = list(range(samples))
-    batch, draws = encoded.batch(numbers), Draws(seed, numbers)
+    """Of the folder's held-out pictures, as often as it takes, or of those that the model draws for a file's captions;
+    noise and words from the seed and the sample alone."""
+    words, numbers = Words(sd.text[0], cache), list(range(samples))
+    batch, draws = source(sd, data, cache, seed).batch(numbers), Draws(seed, numbers)
     assert batch.latents is not None
     x0 = sd.cfg.latent_scale * batch.latents.mean
     noise, u = draws.normal(*x0.shape[1:]), draws.uniform()
@@ -73,8 +74,18 @@ def questions(sd: StableDiffusion, data: Path, samples: int, cache: Path, seed: 
     q = objective.question(x0, noise, objective.timesteps((torch.arange(samples) + u) / samples))
     states = [words(caption) for caption in batch.captions]
     hidden, pooled = (torch.stack(each) for each in zip(*states, strict=True))
-    named = listing(f"{row.digest} {caption}" for row, caption in zip(batch.rows, batch.captions, strict=True))
+    named = listing(f"{'drawn' if data.is_file() else row.digest} {caption}"
+                    for row, caption in zip(batch.rows, batch.captions, strict=True))
     return Questions(q.x, q.t, q.target, hidden, pooled if sd.cfg.pooled_label else None, sd.cfg.noise.steps, named)
+
+
+def source(sd: StableDiffusion, data: Path, cache: Path, seed: int) -> Encoded | Imagined:
+    """Latents of a folder's held-out pictures; of a file's captions, those that the model draws as it likes best."""
+    if not data.is_file():
+        return Encoded(unseen(data, DataConfig(size=sd.cfg.size), seed), sd.vae, None, cache)
+    likes = sd.defaults
+    manner = Preview(steps=likes.steps, guidance=likes.guidance, sampler=likes.sampler)
+    return Imagined(captions_of(data, DataConfig())[1], sd, manner, seed, cache)
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from minisd.errors import MinisdError
+from minisd.errors import USAGE, MinisdError
+from minisd.store import find
 from minisd.train.config import DataConfig
 from minisd.train.rows import read_rows
+
+CAPTIONS = "captions.txt"                         # in a model's folder
 
 
 def captions_of(path: Path, cfg: DataConfig) -> tuple[list[str], list[str]]:
@@ -20,6 +23,15 @@ def captions_of(path: Path, cfg: DataConfig) -> tuple[list[str], list[str]]:
         raise MinisdError("no captions", str(path), "none is there, or none fits the recipe's data table",
                           "give a text file with a caption on each line, or a folder of pictures with captions")
     return found, held_out
+
+
+def beside(model: str) -> Path:
+    """The captions that come with a model, for want of data: those that it was trained on."""
+    path = find(model) / CAPTIONS
+    if not path.is_file():
+        raise MinisdError("there is no data", model, f"no {CAPTIONS} comes with this model",
+                          "name by --data a folder of pictures with captions, or a text file of captions", USAGE)
+    return path
 
 
 def lines(path: Path) -> list[str]:

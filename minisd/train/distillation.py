@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,8 +24,10 @@ from minisd.train.encoded import Encoded, Words
 from minisd.train.experiment import Experiment, read
 from minisd.train.imagined import Imagined
 from minisd.train.ranks import Ranks, joined
+from minisd.train.replicated import Replicated
 from minisd.train.report import read_metrics, write_report
 from minisd.train.resume import resume
+from minisd.train.sharded import Sharded
 from minisd.train.stages import FINISHED, MODEL, finished, flat, listing, locked, remarks
 from minisd.train.tasks.distill import Distill, Source
 from minisd.train.tasks.gallery import save_whole
@@ -69,11 +72,13 @@ def run_whole(experiment: Experiment, place: Place, how: str, ranks: Ranks) -> N
         if ranks.first:
             put(place.out / RECIPE, json.dumps(asdict(experiment), indent=1))
             print(*(f"{experiment.name}: {note}" for note in notes), sep="\n")
-            if run.state.step == 0 and not read_metrics(place.out / loop.METRICS):
-                loop.show(run)                    # the bar to beat
+        if ranks.any(ranks.first and run.state.step == 0 and not read_metrics(place.out / loop.METRICS)):
+            loop.show(run)                        # the bar to beat
         loop.fit(run)
+    with run.state.held.showing(run.state.ema):
+        if ranks.first:
+            run.task.export(place.out / MODEL)
     if ranks.first:
-        run.task.export(place.out / MODEL)
         write_report(place.out)
         (place.out / FINISHED).touch()
         print(f"{experiment.name}: the student, with averaged weights, is {place.out / MODEL}")
@@ -107,8 +112,11 @@ def prepared(experiment: Experiment, place: Place, ranks: Ranks) -> loop.Run:
                 "samples_per_step": train.batch * train.accumulate * ranks.count}
     for free in ("name", "student.start", *(name for name in settings if name.startswith("preview."))):
         settings.pop(free)
-    begun = state.State.new(task.trained(), train, seed=experiment.seed)
-    return loop.Run(place.out, task, data.batch, train, experiment.seed, begun, settings, ranks)
+    holding = partial(Sharded if train.shard and ranks.count > 1 else Replicated, ranks=ranks)
+    begun = state.State.new(task.trained(), train, seed=experiment.seed, holding=holding)
+    if train.shard:
+        print(f"{experiment.name}: {begun.held.told()}")
+    return loop.Run(place.out, task, data.batch, train, experiment.seed, begun, settings)
 
 
 def first_student(experiment: Experiment, sd: StableDiffusion, out: Path) -> tuple[UNet, str]:
@@ -151,7 +159,7 @@ def newest(run: Path) -> Path:
 def sources(experiment: Experiment, sd: StableDiffusion, place: Place) -> tuple[Source, Source, list[str]]:
     """What is trained on and what is measured, and notes on both; the first note names the training rows."""
     cfg, seed = experiment.data, experiment.seed
-    if experiment.distill.images == "teacher":
+    if experiment.distill.images == "teacher" or place.data.is_file():
         manner = experiment.preview
         both = [Imagined(captions, sd, manner, seed, place.cache) for captions in captions_of(place.data, cfg)]
         return both[0], both[1], [f"{listing(both[0].captions)} captions, drawn by the teacher with {told(manner)}"]

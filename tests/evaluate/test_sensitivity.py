@@ -12,6 +12,7 @@ from minisd.errors import USAGE, MinisdError
 from minisd.evaluate import sensitivity
 from minisd.evaluate.questions import questions
 from minisd.evaluate.sensitivity import Cut, Survey, macs, parameters, propose, survey, table
+from minisd.train.objective import Objective
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,19 @@ def test_every_cut_is_measured_alone(found):
     for cut in found.cuts:
         assert cut.parameters < found.teacher.parameters and cut.macs < found.teacher.macs and cut.milliseconds > 0
         assert cut.error == pytest.approx(sum(cut.bands) / 4)              # 2 of 8 samples in each
+
+
+def test_captions_alone_are_enough(teacher, tmp_path):
+    """The teacher is asked about the picture that it draws itself, noised; of x and v that is a x - b v."""
+    (tmp_path / "captions.txt").write_text("a red square\n")
+    sd = store.load(teacher, "cpu", "float32")
+    asked = questions(sd, tmp_path / "captions.txt", 4, tmp_path / "cache")
+    likes, last = sd.defaults, []
+    sd.draw([sd.drawing("a red square", "", likes.steps, likes.guidance, likes.sampler, 0)],
+            lambda x, _: last.append(x) or x)
+    sigma = torch.tensor(Objective(sd.cfg.noise, "v").table.sigmas)[asked.t].float()[:, None, None, None]
+    x0 = (asked.x - sigma * asked.target) / (1 + sigma ** 2).sqrt()
+    torch.testing.assert_close(x0, last[-1].expand_as(x0), rtol=0, atol=2e-6)
 
 
 def test_errors_by_hand(found, teacher, data, tmp_path):

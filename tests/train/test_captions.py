@@ -2,8 +2,8 @@
 
 import pytest
 
-from minisd.errors import MinisdError
-from minisd.train.captions import captions_of
+from minisd.errors import USAGE, MinisdError
+from minisd.train.captions import beside, captions_of
 from minisd.train.config import DataConfig
 
 
@@ -29,3 +29,14 @@ def test_files_without_captions(tmp_path, content):
 def test_a_folder_none_of_which_fits(pictures):
     with pytest.raises(MinisdError, match="no captions"):
         captions_of(pictures, DataConfig(styles=("none",)))
+
+
+def test_the_embedded_model_brings_what_it_was_trained_on():
+    train, _ = captions_of(beside("emoji"), DataConfig())
+    assert len(train) == 865 and {"pizza, 3d", "cactus, flat"} <= set(train)
+
+
+def test_another_model_brings_none(tmp_path):
+    with pytest.raises(MinisdError, match="there is no data") as caught:
+        beside(str(tmp_path))
+    assert caught.value.code == USAGE and "--data" in caught.value.remedy
