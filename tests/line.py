@@ -8,6 +8,7 @@ from torch import nn
 from minisd.train import loop, resume, state
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
+from minisd.train.replicated import Replicated
 
 CFG = TrainConfig(steps=6, batch=4, lr=0.05, warmup=2, dtype="fp32", save_every=2, preview_every=3, log_every=1,
                   ema=0.9)
@@ -44,9 +45,9 @@ class Line:
         pass
 
 
-def prepared(folder, cfg, task, settings):
+def prepared(folder, cfg, task, settings, holding=Replicated):
     task = task or Line()
-    fresh = state.State.new(task.trained(), cfg)
+    fresh = state.State.new(task.trained(), cfg, holding=holding)
     return loop.Run(folder, task, lambda numbers: Batch(numbers, []), cfg, 7, fresh, settings)
 
 

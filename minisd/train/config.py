@@ -35,6 +35,7 @@ class TrainConfig:
     dtype: Literal["fp32", "bf16"] = "bf16"       # autocast: what is computed in
     weights: Literal["fp32", "bf16"] = "fp32"     # what learns, its average and moments; bf16 is rounded stochastically
     recompute: bool = False                       # blocks' activations are made again, not kept: less memory, more time
+    shard: bool = False                           # over the ranks, by FSDP2: weights, gradients, average and moments
     save_every: int = 500
     preview_every: int = 500                      # 0 = at the end only
     log_every: int = 20
@@ -163,6 +164,8 @@ class Stage:
             raise ValueError(f"stage {self.name}: give exactly one of the tables {', '.join(TASKS)}")
         if self.train.weights == "bf16" and self.finetune is None:
             raise ValueError(f"stage {self.name}: weights in bf16 are for whole UNets, that is finetune; give fp32")
+        if self.train.shard:
+            raise ValueError(f"stage {self.name}: only minisd.distill runs on several ranks; leave shard out")
         on_latents = self.vae is None and self.clip is None
         if not on_latents and (self.data.buckets > 1 or self.data.masks):
             excess = "buckets" if self.data.buckets > 1 else "masks"

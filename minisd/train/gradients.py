@@ -20,17 +20,25 @@ def shares(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> dict[str, 
         grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
         there = [grad for grad in grads if grad is not None]
         norms[name] = torch.stack(torch._foreach_norm(there)).norm().item() if there else 0.0
+    return parts(norms)
+
+
+def parts(norms: Mapping[str, float]) -> dict[str, float]:
+    """Of terms' norms in their sum."""
     total = sum(norms.values()) or 1.0
     return {f"share/{name}": norm / total for name, norm in norms.items()}
 
 
-def clip(params: Sequence[Tensor], largest: float) -> float:
-    """Scale the gradients down where their norm is larger than this; the norm as it was, taken in float32."""
+def norm(params: Iterable[Tensor]) -> Tensor:
+    """Of all gradients together, taken in float32: a scalar."""
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in params if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def clip(params: Sequence[Tensor], largest: float, norm: Tensor) -> None:
+    """Scale the gradients down where their norm, as it was taken, is larger than this."""
     if norm + 1e-6 > largest:                     # otherwise they would be gone through to be multiplied by 1
         torch.nn.utils.clip_grads_with_norm_(params, largest, norm)
-    return norm.item()
 
 
 def is_spike(norm: float, usual: float, seen: int, factor: float) -> bool:

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +21,7 @@ from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
 from minisd.train.draws import Draws
 from minisd.train.interrupts import interrupts
-from minisd.train.ranks import ALONE, Ranks
-from minisd.train.recompute import lighten
+from minisd.train.ranks import Ranks, told
 from minisd.train.report import write_report
 
 log = logging.getLogger(__name__)
@@ -58,7 +56,6 @@ class Run:
     seed: int
     state: state.State
     settings: Mapping[str, Any] = field(default_factory=dict)  # all that a run resumed from its checkpoints must share
-    ranks: Ranks = ALONE                          # the processes that share each step's passes
     bad_steps: int = 0                            # skipped ones in a row
     usual: float = 0.0                            # norm of the gradient, lately
     unlogged: dict[str, list[float]] = field(default_factory=dict)  # terms of the steps since the last row
@@ -66,13 +63,16 @@ class Run:
 
     def __post_init__(self) -> None:
         self.board = Board(self.folder) if self.cfg.tensorboard and self.ranks.first else None
-        if self.cfg.recompute:
-            lighten(self.task.trained())
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint records beside the state."""
         return {"seed": self.seed, "settings": self.settings, "bad_steps": self.bad_steps, "usual": self.usual,
                 "unlogged": self.unlogged}
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share each step's passes."""
+        return self.state.held.ranks
 
     @property
     def device(self) -> torch.device:
@@ -91,16 +91,15 @@ def fit(run: Run) -> None:
     so each is there once, whenever the run was killed.
     """
     cfg = run.cfg
-    with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress:
+    with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False):
         ahead = prefetched(run, reader)
         while run.state.step < cfg.steps:
             update(run, ahead)
             progress.update()
             stop = run.ranks.any(interrupted.is_set())  # asked once: a signal from here on belongs to the next step
-            if run.ranks.first:
-                report(run, progress, preview=not stop)
-            if run.ranks.first and (due(run, cfg.save_every) or stop):
-                state.commit(run.folder, run.state, cfg.keep, run.note())
+            report(run, progress, preview=not stop)
+            if due(run, cfg.save_every) or stop:
+                save(run)
             if stop:
                 raise MinisdError("interrupted", str(run.folder), f"a signal came; step {run.state.step} is saved",
                                   "go on with --resume auto", INTERRUPTED)
@@ -148,16 +147,18 @@ def update(run: Run, ahead: Iterator[tuple[Batch, Draws]]) -> None:
         with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=cfg.dtype == "bf16"):
             losses = run.task.loss(batch, draws, current.step)
         if number == cfg.accumulate - 1 and cfg.shares_every and (current.step + 1) % cfg.shares_every == 0:
-            shares = gradients.shares(losses, current.params.values())
+            shares = current.held.shares(losses)
             terms |= {name: share / run.ranks.count for name, share in shares.items()}
         (torch.stack(list(losses.values())).sum() / run.passes).backward()
         for name, loss in losses.items():
             terms[name] = terms.get(name, 0.0) + loss.item() / run.passes
     if cfg.weights == "bf16" and run.device.type == "cpu":  # for those whose memory is short
         heap.trim()
-    run.ranks.add(p.grad for p in current.params.values() if p.grad is not None)
+    current.held.collect()
     terms = run.ranks.total(terms)
-    terms["gradient"] = gradients.clip(list(current.params.values()), cfg.clip)
+    norm = current.held.norm()
+    gradients.clip(list(current.params.values()), cfg.clip, norm)
+    terms["gradient"] = norm.item()
     if not all(map(math.isfinite, terms.values())):
         skip(run, terms, "it is not finite")
     elif gradients.is_spike(terms["gradient"], run.usual, current.step, cfg.spike):
@@ -176,7 +177,7 @@ def keep(run: Run, terms: Mapping[str, float]) -> None:
     current.optimizer.step()
     decay = optim.ema_decay(current.step, cfg)
     if cfg.weights == "bf16":
-        rounding.average(current.ema, current.params, decay, run.seed, current.step)
+        rounding.average(current.ema, current.params, decay, current.held.seed(run.seed), current.step)
     else:
         optim.average(current.ema, current.params, decay)
     run.bad_steps = 0
@@ -196,6 +197,14 @@ def skip(run: Run, terms: Mapping[str, float], why: str) -> None:
                           "lower the learning rate or use fp32; the last checkpoint is finite", NUMERICAL)
 
 
+def save(run: Run) -> None:
+    """Commit a checkpoint: the first rank writes it, with what the others hold."""
+    if run.ranks.first:
+        state.commit(run.folder, run.state, run.cfg.keep, run.note())
+    else:
+        run.state.lend()
+
+
 def report(run: Run, progress: tqdm, preview: bool) -> None:
     """Write what is due at this step: the means since the last row; sample pictures and their measures."""
     if due(run, run.cfg.log_every):
@@ -208,17 +217,25 @@ def report(run: Run, progress: tqdm, preview: bool) -> None:
 
 
 def show(run: Run, progress: tqdm | None = None) -> None:
-    """Sample pictures and measures of the averaged weights, and the report that shows them."""
+    """Sample pictures and measures of the averaged weights, and the report that shows them: by the first rank."""
+    with run.state.held.showing(run.state.ema):
+        if run.ranks.first:
+            look(run, progress)
+
+
+def look(run: Run, progress: tqdm | None) -> None:
+    """Draw and measure; pictures to look at must not end a run of hours."""
     try:
-        with averaged(run.state):
-            record(run, run.task.preview(run.folder / SAMPLES, run.state.step), progress)
+        record(run, run.task.preview(run.folder / SAMPLES, run.state.step), progress)
         write_report(run.folder)
-    except Exception as fault:                    # pictures to look at must not end a run of hours
+    except Exception as fault:
         log.warning("no preview at step %d: %s", run.state.step, fault, exc_info=log.isEnabledFor(logging.DEBUG))
 
 
 def record(run: Run, values: Mapping[str, float], progress: tqdm | None = None) -> None:
-    """One row of metrics.jsonl: step, samples seen, learning rate, and the values, to six digits."""
+    """One row of metrics.jsonl, by the first rank: step, samples seen, learning rate, and the values, to six digits."""
+    if not run.ranks.first:
+        return
     cfg, step = run.cfg, run.state.step
     rates = {"lr": optim.learning_rate(step - 1, cfg)}
     rounded = {name: float(f"{value:.6g}") for name, value in (rates | dict(values)).items()}
@@ -239,17 +256,3 @@ def bar(run: Run) -> tqdm:
     """A progress bar; in a log file it moves twice a minute."""
     return tqdm(total=run.cfg.steps, initial=run.state.step, desc=run.folder.name, unit="step",
                 mininterval=0.5 if sys.stderr.isatty() else 30.0, disable=not run.ranks.first)
-
-
-@contextmanager
-def averaged(current: state.State) -> Iterator[None]:
-    """The averaged weights in the module's place, and the raw ones back afterwards."""
-    raw = {name: p.detach().clone() for name, p in current.params.items()}
-    with torch.no_grad():
-        for name, p in current.params.items():
-            p.copy_(current.ema[name])
-        try:
-            yield
-        finally:
-            for name, p in current.params.items():
-                p.copy_(raw[name])

@@ -155,8 +155,11 @@ def average(ema: Mapping[str, Tensor], params: Mapping[str, nn.Parameter], decay
 def pieces(kept: Sequence[Tensor], read: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape as runs of at most so many numbers, in the order in which the kept ones lie in memory.
 
-    Runs of those are views, to be written to; what is only read may lie otherwise and is copied then.
+    Runs of those are views, to be written to; what is only read may lie otherwise and is copied then. Of a tensor whose
+    rows other ranks hold there is none.
     """
+    if not read.numel():
+        return iter(())
     order = sorted(range(read.ndim), key=kept[0].stride, reverse=True)
     flat = [*(one.permute(order).view(-1) for one in kept), read.permute(order).reshape(-1)]
     return zip(*(one.split(size) for one in flat), strict=True)

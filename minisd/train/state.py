@@ -8,44 +8,59 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minisd.errors import NUMERICAL, RESOURCE, USAGE, MinisdError
 from minisd.files import sync
 from minisd.train import optim
 from minisd.train.config import TrainConfig
+from minisd.train.recompute import lighten
+from minisd.train.replicated import Replicated
 
 PREFIX, HIDDEN, MANIFEST = "checkpoint-", ".tmp-", "manifest.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNT, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
 COPIES = 4                                        # of a parameter: itself, its average and two moments
 
 
 @dataclass
 class State:
-    """Weights, their average, the optimiser and the number of updates made. Random numbers follow from the step."""
+    """Weights, their average, the optimiser and the number of updates made. Random numbers follow from the step.
 
-    params: dict[str, nn.Parameter]
+    Of several ranks each has what it holds; what a checkpoint holds is always whole.
+    """
+
+    held: Replicated
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
 
     @classmethod
-    def new(cls, module: nn.Module, cfg: TrainConfig, rates: Mapping[str, float] = optim.NOTHING,
-            seed: int = 0) -> "State":
-        """The beginning: what learns in a module is brought to the precision that weights are trained in."""
-        params = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        for p in params.values():
-            p.data = p.data.to(optim.WEIGHTS[cfg.weights])
-        ema = {name: p.detach().clone() for name, p in params.items()}
-        return cls(params, ema, optim.optimizer(params, cfg, rates, seed))
+    def new(cls, module: nn.Module, cfg: TrainConfig, rates: Mapping[str, float] = optim.NOTHING, seed: int = 0,
+            holding: Callable[[nn.Module], Replicated] = Replicated) -> "State":
+        """The beginning: what learns in a module is brought to the precision that weights are trained in, and to
+        where it is held; its blocks become such as the config asks for."""
+        if cfg.recompute:
+            lighten(module)
+        for p in module.parameters():
+            if p.requires_grad:
+                p.data = p.data.to(optim.WEIGHTS[cfg.weights])
+        held = holding(module)
+        ema = {name: p.detach().clone() for name, p in held.params.items()}
+        return cls(held, ema, optim.optimizer(held.params, cfg, rates, held.seed(seed)))
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """What this rank holds of the weights."""
+        return self.held.params
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint's files hold; a parameter that had no gradient yet has no moments."""
@@ -53,9 +68,21 @@ class State:
                    for name, p in self.params.items() for key, value in self.optimizer.state[p].items()}
         return {"params": {name: p.detach() for name, p in self.params.items()}, "ema": self.ema, "optimizer": moments}
 
-    def save(self, folder: Path) -> None:
-        """Write the files, unless a number in them is not finite."""
+    def gathered(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """A checkpoint's files, one after the other, whole on the first rank. All ranks go through them together: each
+        tensor is put together by itself, so that the others never hold more than one."""
         for part, tensors in self.tensors().items():
+            files = {}
+            for key, tensor in tensors.items():
+                name, _, moment = key.partition(":")
+                whole = tensor if moment == COUNT else self.held.whole(name, tensor)
+                if self.held.ranks.first:
+                    files[key] = whole.cpu()
+            yield part, files
+
+    def save(self, folder: Path) -> None:
+        """Write the files, unless a number in them is not finite. Other ranks `lend` theirs meanwhile."""
+        for part, tensors in self.gathered():
             bad = [name for name, t in tensors.items() if not t.isfinite().all()]
             if bad:
                 raise MinisdError(f"{part} of step {self.step} are not finite, so it is not saved", bad[0],
@@ -63,24 +90,37 @@ class State:
                                   "lower the learning rate or use fp32, and go on from the last checkpoint", NUMERICAL)
             save_file({name: t.contiguous() for name, t in tensors.items()}, folder / f"{part}.safetensors")
 
+    def lend(self) -> None:
+        """What another rank than the first does while that one saves."""
+        for _ in self.gathered():
+            pass
+
     def restore(self, folder: Path) -> None:
-        """Take over a checkpoint that has been verified."""
-        params, ema, moments = (load_file(folder / f"{part}.safetensors") for part in ("params", "ema", "optimizer"))
-        there, here = ({(name, p.shape) for name, p in side.items()} for side in (params, self.params))
-        if there != here:
-            raise MinisdError("the checkpoint belongs to another model", str(folder),
-                              f"{len({name for name, _ in there ^ here})} parameters differ, "
-                              f"the first {min(name for name, _ in there ^ here)}", "use another run folder", USAGE)
-        fused = isinstance(self.optimizer, torch.optim.AdamW)       # its counts lie beside the weights, others' do not
-        with torch.no_grad():
+        """Take over a checkpoint that has been verified: what this rank holds of it."""
+        with ExitStack() as stack, torch.no_grad():
+            params, ema, moments = (stack.enter_context(safe_open(folder / f"{part}.safetensors", "pt"))
+                                    for part in ("params", "ema", "optimizer"))
+            there = {name: torch.Size(params.get_slice(name).get_shape()) for name in sorted(params.keys())}
+            self.check_shapes(there, folder)
+            fused = isinstance(self.optimizer, torch.optim.AdamW)   # its counts lie beside the weights, others' do not
+            counted = set(moments.keys())
             for name, p in self.params.items():
-                p.copy_(params[name])
-                self.ema[name].copy_(ema[name])
-                if f"{name}:step" in moments:
-                    self.optimizer.state[p] = {
-                        "step": moments[f"{name}:step"].reshape(()).to(p.device if fused else "cpu")} | {
-                        key: torch.empty_like(p).copy_(moments[f"{name}:{key}"].reshape(p.shape)) for key in MOMENTS}
+                p.copy_(self.held.part(name, params, name))
+                self.ema[name].copy_(self.held.part(name, ema, name))
+                if f"{name}:{COUNT}" in counted:
+                    count = moments.get_tensor(f"{name}:{COUNT}").reshape(()).clone()
+                    self.optimizer.state[p] = {COUNT: count.to(p.device if fused else "cpu")} | {
+                        key: torch.empty_like(p).copy_(self.held.part(name, moments, f"{name}:{key}"))
+                        for key in MOMENTS}
         self.step = int(read_manifest(folder)["step"])
+
+    def check_shapes(self, there: Mapping[str, torch.Size], folder: Path) -> None:
+        """A checkpoint must be of this very model."""
+        if there != self.held.shapes:
+            differing = {name for name, _ in set(there.items()) ^ set(self.held.shapes.items())}
+            raise MinisdError("the checkpoint belongs to another model", str(folder),
+                              f"{len(differing)} parameters differ, the first {min(differing)}",
+                              "use another run folder", USAGE)
 
 
 def commit(run: Path, state: State, keep: int, note: Mapping[str, Any]) -> Path:
@@ -126,7 +166,7 @@ def sweep(run: Path) -> None:
 
 def check_space(run: Path, state: State, keep: int) -> None:
     """There must be room for the checkpoints to be kept and the one being written, beside those that are there."""
-    size = COPIES * sum(p.numel() * p.element_size() for p in state.params.values())
+    size = COPIES * sum(state.held.shapes[name].numel() * p.element_size() for name, p in state.params.items())
     needed = (keep + 1 - len(checkpoints(run))) * size
     free = shutil.disk_usage(run).free
     if needed > free:

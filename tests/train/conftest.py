@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -92,4 +93,23 @@ def child() -> Callable[[Callable[[], object]], int]:
                 sys.stderr.flush()
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return run
+
+
+@pytest.fixture(scope="session")
+def ranks(child) -> Callable[..., list[int]]:
+    """Exit codes of some processes, one for each piece of work, that find each other as those of torchrun do."""
+    def run(*works: Callable[[], object]) -> list[int]:
+        pids = []
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        for rank, work in enumerate(works):
+            pid = os.fork()
+            if pid == 0:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(works)), "LOCAL_RANK": str(rank),
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os._exit(child(work) % 256)
+            pids.append(pid)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     return run

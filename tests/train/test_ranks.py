@@ -2,8 +2,8 @@
 
 import os
 import signal
-import socket
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,37 +12,21 @@ from line import CFG, Line, prepared, rows, saved
 from minisd.errors import DISTRIBUTED, INTERRUPTED
 from minisd.train import loop, resume
 from minisd.train.ranks import ALONE, buckets, joined
+from minisd.train.replicated import Replicated
 from minisd.train.stages import locked
 
 TWO = replace(CFG, steps=6, batch=2, accumulate=1, save_every=2, preview_every=3)
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture
-def together(child):
+def together(ranks):
     """Exit codes of some processes that run the same line, each with its own task."""
-    def run(folder, cfg, *tasks, how="auto"):
-        port, pids = free_port(), []
-        for rank, task in enumerate(tasks):
-            pid = os.fork()
-            if pid == 0:
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(tasks)), "LOCAL_RANK": str(rank),
-                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                os._exit(child(lambda task=task: line(folder, cfg, task, how)) % 256)
-            pids.append(pid)
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return run
+    return lambda folder, cfg, *tasks, how="auto": ranks(*(partial(line, folder, cfg, task, how) for task in tasks))
 
 
 def line(folder, cfg, task, how="auto"):
     with joined() as ranks, locked(folder, ranks):
-        run = prepared(folder, cfg, task, {})
-        run.ranks = ranks
+        run = prepared(folder, cfg, task, {}, partial(Replicated, ranks=ranks))
         resume.resume(run, how)
         loop.fit(run)
 
