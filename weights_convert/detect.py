@@ -32,6 +32,8 @@ OTHERS = (
     (("ip_adapter", "image_proj."), "an IP-Adapter"), (("adapter.body.", "body.0.resnets."), "a T2I-Adapter"),
     (("joint_blocks.",), "an SD3 checkpoint"), (("double_blocks.",), "a Flux checkpoint"),
 )
+WAYS = {"a LoRA": "give a model, and this by --lora; `python -m weights_convert lora` converts it",
+        "a textual inversion": "give a model, and this by --embedding"}
 REFINER = replace(SDXL, widths=(384, 768, 1536, 1536), depths=(0, 4, 4, 0), mid_depth=4, context_dim=1280,
                   label_dim=2560)
 DEPTH2 = replace(PRESETS["sd21"], in_channels=5)
@@ -51,15 +53,22 @@ def part_of(keys: Iterable[str]) -> tuple[str, str] | None:
     return next(((part, dialect) for key, part, dialect in SIGNS if key in there), None)
 
 
-def refuse_others(keys: Iterable[str], where: str) -> NoReturn:
-    """What belongs to another kind of file is called by its name."""
-    listed = list(keys)
-    for marks, name in OTHERS:
-        if any(mark in key for key in listed for mark in marks):
-            raise MinisdError(f"this is {name}, not a checkpoint", where, remedy="give a model that it belongs to")
+def refuse_others(shapes: Shapes, where: str) -> NoReturn:
+    """What belongs to another kind of file is called by its name, and its way is told."""
+    listed = list(shapes)
+    names = (name for marks, name in OTHERS if any(mark in key for key in listed for mark in marks))
+    if name := next(names, "a textual inversion" if is_word(shapes) else None):
+        raise MinisdError(f"this is {name}, not a checkpoint", where,
+                          remedy=WAYS.get(name, "give a model that it belongs to"))
     raise MinisdError("no part of a Stable Diffusion model is recognised", where,
                       f"its {len(listed)} keys begin with {', '.join(map(ascii, listed[:3]))}"[:300],
                       "give a checkpoint, or a UNet, VAE, text encoder or ControlNet alone")
+
+
+def is_word(shapes: Shapes) -> bool:
+    """Whether these are some vectors under a word's name, or under those of SDXL's two encoders."""
+    words = len(shapes) == 1 or shapes.keys() == {"clip_l", "clip_g"}
+    return words and all("." not in key and len(shape) in (1, 2) for key, shape in shapes.items())
 
 
 class Kind(NamedTuple):

@@ -118,7 +118,7 @@ def recognised(tensors: Mapping[str, Tensor], prefix: str, where: str, name: str
     """One part of a file, its config inferred; `name` is what it has to be, where that is known."""
     kind, dialect = part_of(tensors) or ("", "")
     if not kind or (name and kind != name.removesuffix("_2")):
-        refuse_others([prefix + key for key in tensors], where)
+        refuse_others({prefix + key: tuple(tensor.shape) for key, tensor in tensors.items()}, where)
     cfg = config_of(kind, dialect, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     if dialect == "openclip":
         cfg = replace(cfg, activation="gelu", pad="zero", skipped_layers=int(cfg.depth == PENULTIMATE))

@@ -168,6 +168,16 @@ def test_refused(at: Draw, monkeypatch, capsys, args, code, told) -> None:
     assert told in error and len(error.splitlines()) <= 6 and "Traceback" not in error
 
 
+@pytest.mark.parametrize(("file", "told"), [
+    ("sks.pt", ("a textual inversion", "--embedding")), ("learned_embeds.bin", ("a textual inversion", "--embedding")),
+    ("plain.safetensors", ("a LoRA", "--lora")), ("style.safetensors", ("a LoRA", "--lora"))])
+def test_no_model_but_called_by_its_name_and_its_option(shelf: Path, tmp_path: Path, capsys, file, told) -> None:
+    options = ("a cat", "--model", str(shelf / file), "--out", str(tmp_path), *FAST)
+    assert main([*options, "--device", "cpu"]) == 3
+    error = capsys.readouterr().err
+    assert all(words in error for words in told) and len(error.splitlines()) <= 6 and "Traceback" not in error
+
+
 FAULTS = {                                        # B6: what a file holds, the exit code, what is told
     "of another width": ({"*": torch.ones(2, 768)}, 3, "768 numbers (SD1); this model's have 32"),
     "NaN": ({"*": torch.full((2, WIDTH), torch.nan)}, 5, "NaN or infinity"),

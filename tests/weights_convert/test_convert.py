@@ -202,7 +202,9 @@ def test_a_ckpt_of_the_original_layout(ldm, tmp_path):
 # ---------------------------------------------------------------- A11, A12: wrong files
 @pytest.mark.parametrize(("names", "sentence"), [
     ({"lora_unet_down_blocks_0.lora_up.weight": (4, 4)}, "this is a LoRA"),
-    ({"emb_params": (2, 768)}, "this is a textual inversion"), ({"joint_blocks.0.w": (2,)}, "an SD3 checkpoint"),
+    ({"emb_params": (2, 768)}, "this is a textual inversion"), ({"<cat>": (768,)}, "this is a textual inversion"),
+    ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "this is a textual inversion"),
+    ({"joint_blocks.0.w": (2,)}, "an SD3 checkpoint"),
     ({"double_blocks.0.w": (2,)}, "a Flux checkpoint"), ({"fc.weight": (2, 2)}, "no part of a Stable Diffusion model"),
 ])
 def test_other_files_are_called_by_their_names(names, sentence, tmp_path, capsys):
