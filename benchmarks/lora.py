@@ -3,7 +3,11 @@
 The weights are those of `benchmarks/weights.py`, and are made where there are none. The LoRAs are kohya's usual ones:
 rank 16 beside all 264 modules of the UNet's transformers and the text encoder, in half precision. Both libraries have
 a process, and take turns. What a LoRA costs is the shortest UNet step with it less the shortest without one; a
-training step is of one new LoRA of rank 16 beside all attentions, with AdamW.
+training step is of one new LoRA of rank 16 beside all attentions, with AdamW; a picture is one of 512 px in bfloat16
+with one LoRA, its memory that of the process. All else is float32.
+
+Where a machine is only to be had for minutes, calls with `--more` add up: their pairs join those of the file, which is
+written after every pair.
 """
 
 import argparse
@@ -22,11 +26,13 @@ from measure import HERE, OURS, THEIRS, in_turns, process
 from speed import GIB, machine, make_weights
 
 RESULTS = HERE / "results" / "lora.json"
-ROWS = ("attach", "step", "train")
+ROWS = ("attach", "step", "picture", "train")
 NAMES = ("style", "face", "light")
 # The LoRAs worn, and whether merged.
 WORN = {"none": (NAMES[:0], False), "one": (NAMES[:1], False), "three": (NAMES, False), "merged": (NAMES, True)}
 ALIKE = 1e-3                                          # of the outputs' deviation
+Seconds = dict[str, list[float]]                      # of every repeat, by library
+Figures = dict[str, Any]                              # a row as the file has it
 
 
 def main() -> int:
@@ -35,6 +41,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="some only; the others stay as they are")
     parser.add_argument("--side", type=int, default=32, help="of the latents (32)")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of each row (5)")
+    parser.add_argument("--more", action="store_true", help="add to the pairs that the file has of these rows")
     parser.add_argument("--quick", action="store_true", help="a miniature, where weights are made")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -45,8 +52,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         files = make_loras(options.weights / OURS, Path(folder))
         for row in options.rows:
-            told[row] = {"attach": attached, "step": stepped, "train": trained}[row](options, files)
-            options.out.write_text(json.dumps(told, indent=1) + "\n")
+            had = told.get(row, {}) if options.more else {}
+            for figures in MEASURED[row](options, files, had):
+                told[row] = figures
+                options.out.write_text(json.dumps(told, indent=1) + "\n")
     print("\n".join(lines(told)))
     return int(told.get("step", {}).get("difference", 0) > ALIKE)
 
@@ -60,69 +69,100 @@ def make_loras(model: Path, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
+def worker(options: argparse.Namespace, name: str, dtype: str = "float32") -> Iterator[Any]:
+    """A process of one library, as a function that asks it."""
+    side = 64 if dtype == "bfloat16" and not options.quick else options.side
+    command = [sys.executable, str(HERE / "lora_worker.py"), name, str(options.weights / name), dtype, str(side)]
+    with process(command, name, {}) as ask:
+        yield ask
+
+
+@contextmanager
 def both(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A process of each library, as functions that ask them."""
-    commands = {name: [sys.executable, str(HERE / "lora_worker.py"), name, str(options.weights / name),
-                       str(options.side)] for name in (OURS, THEIRS)}
+    """A process of each."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(process(command, name, {})) for name, command in commands.items()}
+        yield {name: stack.enter_context(worker(options, name)) for name in (OURS, THEIRS)}
 
 
 # ---------------------------------------------------------------- what is measured
-def attached(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]:
+def attached(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
     """Seconds of reading a file and laying it on."""
-    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
+    seconds = had.get("seconds", none())
     with both(options) as ask:
         for n in range(-1, 2 * options.repeats):          # the first warms up
             for name in in_turns([OURS, THEIRS], n):
                 taken = ask[name]("attach", files[NAMES[n % 3]])["seconds"]
                 seconds[name] += [taken] if n >= 0 else []
-    return {"seconds": seconds, "ratio": ratio(seconds)}
+            if n >= 0:
+                yield {"seconds": seconds, "ratio": ratio(seconds)}
 
 
-def stepped(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]:
+def stepped(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
     """Seconds of a UNet step by what is worn, what each adds, and how outputs differ.
 
     A LoRA adds a few hundredths: less than what else a machine does. That only ever adds, so the shortest steps count.
     """
-    seconds: dict[str, dict[str, list[float]]] = {name: {worn: [] for worn in WORN} for name in (OURS, THEIRS)}
+    seconds = had.get("seconds", {name: {worn: [] for worn in WORN} for name in (OURS, THEIRS)})
     with both(options) as ask:
-        for n in range(options.repeats):
-            for name, (worn, (names, merged)) in product(in_turns([OURS, THEIRS], n), WORN.items()):
-                seconds[name][worn].append(ask[name]("step", [files[one] for one in names], merged)["seconds"])
         with tempfile.TemporaryDirectory() as folder:
             for name in (OURS, THEIRS):
                 ask[name]("step", list(files.values()), False)
             ask[THEIRS]("save", f"{folder}/output.pt")
             differs = ask[OURS]("compare", f"{folder}/output.pt")["difference"]
-    return {"seconds": seconds, "added": added(seconds), "difference": differs}
+        for n in range(options.repeats):
+            for name, (worn, (names, merged)) in product(in_turns([OURS, THEIRS], n), WORN.items()):
+                seconds[name][worn].append(ask[name]("step", [files[one] for one in names], merged)["seconds"])
+            yield {"seconds": seconds, "added": added(seconds), "difference": max(differs, had.get("difference", 0))}
 
 
-def added(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+def added(seconds: dict[str, Seconds]) -> dict[str, dict[str, float]]:
     """What each adds to the step without."""
     return {name: {worn: min(taken) - min(by_worn["none"]) for worn, taken in by_worn.items() if worn != "none"}
             for name, by_worn in seconds.items()}
 
 
-def trained(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]:
+def drawn(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
+    """Seconds of a picture with one LoRA, and the largest memory of a process that has drawn one."""
+    seconds, peak = had.get("seconds", none()), had.get("peak", {})
+    for n in range(options.repeats):
+        for name in in_turns([OURS, THEIRS], n):
+            with worker(options, name, "bfloat16") as ask:
+                answer = ask("picture", files[NAMES[0]])
+            seconds[name].append(answer["seconds"])
+            peak[name] = max(answer["peak"], peak.get(name, 0))
+        yield with_ratios(seconds, peak)
+
+
+def trained(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
     """Seconds of a training step, and the largest memory of the process."""
-    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    peak, sizes = {}, set()
+    seconds, peak, sizes = had.get("seconds", none()), had.get("peak", {}), set()
     with both(options) as ask:
         for name in (OURS, THEIRS):
             sizes.add(ask[name]("prepare")["parameters"])
             ask[name]("train")
+        if len(sizes) != 1:
+            raise SystemExit(f"the libraries train {sizes} parameters")
         for n in range(options.repeats):
             for name in in_turns([OURS, THEIRS], n):
                 answer = ask[name]("train")
                 seconds[name].append(answer["seconds"])
-                peak[name] = answer["peak"]
-    if len(sizes) != 1:
-        raise SystemExit(f"the libraries train {sizes} parameters")
+                peak[name] = max(answer["peak"], peak.get(name, 0))
+            yield with_ratios(seconds, peak)
+
+
+MEASURED = {"attach": attached, "step": stepped, "picture": drawn, "train": trained}
+
+
+def none() -> Seconds:
+    """Nothing measured yet."""
+    return {OURS: [], THEIRS: []}
+
+
+def with_ratios(seconds: Seconds, peak: dict[str, int]) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak, "ratio": ratio(seconds), "memory_ratio": peak[THEIRS] / peak[OURS]}
 
 
-def ratio(seconds: dict[str, list[float]]) -> float:
+def ratio(seconds: Seconds) -> float:
     """How many times as long as we they take: the median over pairs."""
     return median(b / a for a, b in zip(seconds[OURS], seconds[THEIRS], strict=True))
 
@@ -137,12 +177,16 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"| a file read and attached | {ours} | {theirs} | **{told['attach']['ratio']:.2f}** |"
     if "step" in told:
         yield from (step_line(told["step"], worn) for worn in WORN)
-    if "train" in told:
-        train = told["train"]
-        ours, theirs = (f"{median(train['seconds'][name]):.2f} s" for name in (OURS, THEIRS))
-        yield f"| a training step | {ours} | {theirs} | **{train['ratio']:.2f}** |"
-        ours, theirs = (f"{train['peak'][name] / GIB:.2f} GiB" for name in (OURS, THEIRS))
-        yield f"| memory of training | {ours} | {theirs} | **{train['memory_ratio']:.2f}** |"
+    for row, what in (("picture", "a 512 px picture with one, bf16"), ("train", "a training step")):
+        if row in told:
+            yield from lines_with_memory(told[row], what)
+
+
+def lines_with_memory(row: dict[str, Any], what: str) -> Iterator[str]:
+    ours, theirs = (f"{median(row['seconds'][name]):.2f} s" for name in (OURS, THEIRS))
+    yield f"| {what} | {ours} | {theirs} | **{row['ratio']:.2f}** |"
+    ours, theirs = (f"{row['peak'][name] / GIB:.2f} GiB" for name in (OURS, THEIRS))
+    yield f"| its memory | {ours} | {theirs} | **{row['memory_ratio']:.2f}** |"
 
 
 def step_line(step: dict[str, Any], worn: str) -> str:

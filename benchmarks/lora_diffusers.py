@@ -3,22 +3,20 @@
 import warnings
 from pathlib import Path
 
-import jobs
+import run_diffusers
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
 warnings.filterwarnings("ignore")
 
 
-class Contestant:
+class Contestant(run_diffusers.Contestant):
     """The pipeline of a folder, and the LoRAs that it has loaded."""
 
-    def __init__(self, folder: str, side: int):
-        self.pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    def __init__(self, folder: str, dtype: str, side: int):
+        super().__init__(folder, dtype, side)
         self.pipe.unet.requires_grad_(False)
-        self.inputs = jobs.inputs(self.pipe.unet.dtype, side, self.pipe.unet.config.cross_attention_dim)
         self.fused = False
         self.known: list[str] = []
 
@@ -45,9 +43,6 @@ class Contestant:
         if merged:
             self.pipe.fuse_lora()
         self.fused = merged
-
-    def unet(self) -> Tensor:
-        return jobs.guide(self.pipe.unet(self.inputs.pair, jobs.TIMESTEP, self.inputs.context).sample)
 
     def trained(self, rank: int) -> list[nn.Parameter]:
         """Those of a new LoRA of this rank on all attentions."""

@@ -2,23 +2,19 @@
 
 from pathlib import Path
 
-import jobs
+import run_minisd
 import torch
 from torch import Tensor, nn
 
-import minisd
 from minisd import adapters, attach
-from minisd.fast.passes import quicken
-
-load = minisd.load                                    # the package's names are fetched when they are first used
 
 
-class Contestant:
+class Contestant(run_minisd.Contestant):
     """The model of a folder, and the LoRAs laid beside it."""
 
-    def __init__(self, folder: str, side: int):
-        self.sd, self.merged = load(folder, "cpu", "float32"), None
-        self.inputs = jobs.inputs(self.sd.dtype, side, self.sd.cfg.unet.context_dim)
+    def __init__(self, folder: str, dtype: str, side: int):
+        super().__init__(folder, dtype, side)
+        self.merged: adapters.MergedPipeline | None = None
 
     def attach(self, file: str) -> None:
         adapters.add_lora(self.sd, file)
@@ -37,10 +33,6 @@ class Contestant:
             adapters.add_lora(self.sd, file)
         if merged:
             self.merged = adapters.merge_loras(self.sd)
-        quicken(self.sd.unet)
-
-    def unet(self) -> Tensor:
-        return jobs.guide(self.sd.unet(self.inputs.pair, torch.full((2,), float(jobs.TIMESTEP)), self.inputs.context))
 
     def trained(self, rank: int) -> list[nn.Parameter]:
         """Those of a new LoRA of this rank on all attentions."""

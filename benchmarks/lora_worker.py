@@ -17,8 +17,8 @@ TRIES = 3                                             # of a step, of which the 
 class Worker:
     """The commands. Each answers with a dictionary; seconds are of what its name says alone."""
 
-    def __init__(self, library: str, folder: str, side: int):
-        self.model = importlib.import_module(f"lora_{library}").Contestant(folder, side)
+    def __init__(self, library: str, folder: str, dtype: str, side: int):
+        self.model = importlib.import_module(f"lora_{library}").Contestant(folder, dtype, side)
         self.output = torch.empty(0)
 
     def attach(self, file: str) -> dict[str, Any]:
@@ -41,6 +41,14 @@ class Worker:
                 self.output = self.model.unet()
                 found.append(perf_counter() - start)
         return {"seconds": min(found)}
+
+    def picture(self, file: str) -> dict[str, Any]:
+        """One in few steps, wearing this LoRA; from prompt to pixels."""
+        self.model.wear([file])
+        with torch.inference_mode():
+            start = perf_counter()
+            self.model.picture()
+            return {"seconds": perf_counter() - start}
 
     def prepare(self) -> dict[str, Any]:
         """A new LoRA to train."""
@@ -71,10 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", choices=("minisd", "diffusers"))
     parser.add_argument("folder")
+    parser.add_argument("dtype", choices=("float32", "bfloat16"))
     parser.add_argument("side", type=int, help="of the latents")
     options = parser.parse_args()
-    serve(lambda: Worker(options.library, options.folder, options.side),
-          ("attach", "step", "prepare", "train", "save", "compare"))
+    serve(lambda: Worker(options.library, options.folder, options.dtype, options.side),
+          ("attach", "step", "picture", "prepare", "train", "save", "compare"))
 
 
 if __name__ == "__main__":

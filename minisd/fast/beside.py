@@ -5,9 +5,10 @@ it is made anew at every call: it is never out of date, and there is no second c
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, inferring, linear_shape, product
 from minisd.lora import LoRAConv2d, LoRALinear, Side
@@ -17,7 +18,7 @@ class OneDNNLoRALinear(LoRALinear, OneDNNLinear):
     """A Linear by oneDNN, and what is beside it."""
 
     def forward(self, x: Tensor) -> Tensor:       # [..., in] -> [..., out]
-        return answered(x, self.weight, self.bias, self.lora.values()) if inferring() else super().forward(x)
+        return answered(x, self.weight, self.bias, self.lora) if inferring() else super().forward(x)
 
 
 class OneDNNLoRAPoint(LoRAConv2d, OneDNNPoint):
@@ -27,17 +28,17 @@ class OneDNNLoRAPoint(LoRAConv2d, OneDNNPoint):
         if not inferring():
             return super().forward(x)
         pixels = x.permute(0, 2, 3, 1)
-        return answered(pixels, self.weight.flatten(1), self.bias, self.lora.values()).permute(0, 3, 1, 2)
+        return answered(pixels, self.weight.flatten(1), self.bias, self.lora).permute(0, 3, 1, 2)
 
 
 class PackedLoRAConv2d(LoRAConv2d, PackedConv2d):
     """A convolution of a packed weight, and what is beside it."""
 
 
-def answered(x: Tensor, weight: Tensor, bias: Tensor | None, sides: Iterable[Side]) -> Tensor:
+def answered(x: Tensor, weight: Tensor, bias: Tensor | None, sides: nn.ModuleDict) -> Tensor:
     """What a matrix and all that is beside it answer: [..., in], [out, in], [out] -> [..., out]."""
     pairs = []
-    for side in sides:
+    for side in cast(Iterable[Side], sides.values()):
         pair = side.matrices()
         if pair is None:
             weight = weight + (side.strength * side.delta()).view_as(weight)
