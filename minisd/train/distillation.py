@@ -115,7 +115,7 @@ def prepared(experiment: Experiment, place: Place, ranks: Ranks) -> loop.Run:
     holding = partial(Sharded if train.shard and ranks.count > 1 else Replicated, ranks=ranks)
     begun = state.State.new(task.trained(), train, seed=experiment.seed, holding=holding)
     if train.shard:
-        print(f"{experiment.name}: {begun.held.told()}")
+        print(f"{experiment.name}: {begun.held.note()}")
     return loop.Run(place.out, task, data.batch, train, experiment.seed, begun, settings)
 
 

@@ -22,7 +22,7 @@ class Replicated:
         self.params = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: p.shape for name, p in self.params.items()}
 
-    def told(self) -> str:
+    def note(self) -> str:
         """Who holds what, for the log."""
         return "one process holds everything, there is nothing to shard"
 

@@ -16,12 +16,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from minisd.layers import MLP
 from minisd.train import gradients
 from minisd.train.ranks import Ranks
 from minisd.train.recompute import LIGHTER
 from minisd.train.replicated import Replicated
 
-UNITS = {*LIGHTER, *LIGHTER.values(), nn.Conv2d}  # put together at a time: blocks, and convolutions between them
+# What is put together at a time: blocks, and what lies between them. A UNet's MLPs serve every block, so they cannot be
+# left to the whole, whose weights come back only if its very output has a gradient: features alone may have one.
+UNITS = {*LIGHTER, *LIGHTER.values(), nn.Conv2d, MLP}
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # where FSDP2 puts weights together, and frees them again
 ROWS = (Shard(0),)                                # of the placements that there are, the one that is used
 APART = 1 << 48                                   # seeds of two ranks
@@ -46,7 +49,7 @@ class Sharded(Replicated):
         self.rows = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.params = {name: nn.Parameter(local(p)) for name, p in self.rows.items()}
 
-    def told(self) -> str:
+    def note(self) -> str:
         numbers = sum(shape.numel() for shape in self.shapes.values())
         mine = sum(p.numel() for p in self.params.values())
         return f"sharded over {self.ranks.count} ranks: this one holds {mine:,} of {numbers:,} parameters"
