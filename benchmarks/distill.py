@@ -118,6 +118,7 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import redirect_stdout
 
+    from minisd.fast.learning import learning
     from minisd.train import loop
     from minisd.train.config import DataConfig, TrainConfig
     from minisd.train.distillation import Place, attention, prepared
@@ -130,7 +131,7 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     ahead = loop.prefetched(run, ThreadPoolExecutor(1))
 
     def step() -> dict[str, float]:
-        with attention(run):
+        with attention(run), learning(run.task.trained()):
             loop.update(run, ahead)
         if run.bad_steps:
             raise RuntimeError("a step was skipped: there is nothing to compare")
