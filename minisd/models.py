@@ -18,12 +18,13 @@ from minisd.samplers.denoiser import Conditioning
 from minisd.text import tell
 from minisd.unet import UNet
 from minisd.vae import VAE, Posterior
-from minisd.vae_tiling import STRIP, decode_in_strips
+from minisd.vae_tiling import decode_in_strips
 
 log = logging.getLogger(__name__)
 
 WHOLE = 1 << 20                                   # pixels that the VAE decodes at once; a larger picture is in strips
-FEW = 1 << 17                                     # the same beside a UNet in 8 bits: memory is scarce, and time is not
+FEW = 1 << 18                                     # the same beside a UNet in 8 bits: memory is scarce, and time is not
+STRIPS = 16                                       # of what else would be decoded at once
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _decoded(vae: VAE, z: Tensor, at_once: int) -> Tensor:
     """Latents decoded in bounded memory: [b, c, h, w] -> [b, 3, 8h, 8w] in float32."""
     pixels = z.shape[2] * z.shape[3] * vae.cfg.factor ** 2
     if pixels > at_once:
-        return decode_in_strips(vae, z, min(STRIP, at_once // 8)).float()
+        return decode_in_strips(vae, z, at_once // STRIPS).float()
     return torch.cat([vae.decode(part).float() for part in z.split(at_once // pixels)])
 
 

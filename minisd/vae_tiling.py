@@ -156,13 +156,15 @@ def statistics(norm: nn.GroupNorm, rows: Rows, pixels: int) -> tuple[Tensor, Ten
     count, mean, var = 0, torch.zeros(()), torch.zeros(())
     for start, stop in rows.strips(pixels):
         x = rows.read(start, stop)
-        x = x.to(torch.promote_types(x.dtype, torch.float32), memory_format=torch.channels_last)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        ones = x.new_ones(x.shape[1], dtype=exact)   # on a CPU, statistics are of the weights' type
+        x = x.to(x.dtype if x.device.type == "cpu" else exact, memory_format=torch.channels_last)
         groups, n = norm.num_groups, x.shape[2] * x.shape[3]
-        _, mean_here, rstd = torch.native_group_norm(x, None, None, 1, x.shape[1], n, groups, norm.eps)  # [1, groups]
+        _, mean_here, rstd = torch.native_group_norm(x, ones, ones, 1, x.shape[1], n, groups, norm.eps)  # [1, groups]
         part = n / (count + n)
         step = mean_here.double() - mean
         mean = mean + part * step
         var = (1 - part) * var + part * (rstd.double() ** -2 - norm.eps) + part * (1 - part) * step.square()
         count += n
     channels = norm.num_channels // norm.num_groups
-    return mean.to(x.dtype).flatten().repeat_interleave(channels), var.to(x.dtype).flatten().repeat_interleave(channels)
+    return mean.to(exact).flatten().repeat_interleave(channels), var.to(exact).flatten().repeat_interleave(channels)

@@ -67,7 +67,7 @@ COMMANDS = ("weights_convert.lora.program",)      # programs within a program, b
 FLOORS = (
     Floor("face", ("minisd",), ("words",)),
     Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
-                    "minisd.shares", "minisd.devices", "minisd.samplers.schedule")),
+                    "minisd.shares", "minisd.devices", "minisd.heap", "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.command",
                      "minisd.labels"),
           ("words",)),

@@ -18,16 +18,18 @@ from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanGroupNorm, LeanResBlock, LeanTransformerLayer
 from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, settled, unpack
 from minisd.fast.phases import PhasedStage
+from minisd.fast.strips import StripDecoder
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
 from minisd.lora import LoRAConv2d, LoRALinear
 from minisd.unet import Stage as UNetStage
 from minisd.unet import UNet
-from minisd.vae import Stage
+from minisd.vae import Decoder, Stage
 
 M = TypeVar("M", bound=nn.Module)
 FASTER: Mapping[type[nn.Module], type[nn.Module]] = {
     ResBlock: LeanResBlock, GEGLU: LeanGEGLU, TransformerLayer: LeanTransformerLayer, nn.Linear: OneDNNLinear,
-    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage, UNetStage: DoublingStage, nn.GroupNorm: LeanGroupNorm}
+    LoRALinear: OneDNNLoRALinear, Stage: PhasedStage, UNetStage: DoublingStage, nn.GroupNorm: LeanGroupNorm,
+    Decoder: StripDecoder}
 # Convolutions of 1x1, and others.
 CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] = {
     nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}

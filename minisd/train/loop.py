@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd import heap
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.train import gradients, heap, optim, rounding, state
+from minisd.train import gradients, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch

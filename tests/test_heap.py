@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from minisd.train.heap import trim
+from minisd.heap import trim
 
 SIZE = 1 << 16                                    # bytes of a block: below what the C library maps by itself
 

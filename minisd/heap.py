@@ -7,7 +7,8 @@ import sys
 def trim() -> None:
     """Give it back to the system where that can be asked for (glibc); it takes some hundredths of a second.
 
-    Otherwise what the activations have left stays beside the next gradients, and the peak is a quarter of a GiB higher.
+    Otherwise what some activations have left stays beside larger ones, or beside gradients, and the peak is up to a
+    quarter of a GiB higher.
     """
     if sys.platform == "linux":
         try:
