@@ -1,7 +1,7 @@
 """The fast layers with room for side paths: LoRA costs no layer its speed.
 
-x (W + U D)' is x W' + (x D') U'. Of many rows the sum of the weights takes less than the side path does, so little that
-it is made anew at every call: it is never out of date, and there is no second copy of the weights.
+x (W + U D)' is x W' + (x D') U'. Where W is small the sum of the weights takes less than the side path does, so little
+that it is made anew at every call: it is never out of date, and there is no second copy of the weights.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, inferring, linear_shape, product
+from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, inferring, product
 from minisd.lora import LoRAConv2d, LoRALinear, Side
+
+# To make a sum takes about as long as the side path of in * out / (in + out) rows. What a call has of them does not
+# count: a picture shall have the same bits in every batch.
+ROWS = 400
 
 
 class OneDNNLoRALinear(LoRALinear, OneDNNLinear):
@@ -48,19 +52,8 @@ def answered(x: Tensor, weight: Tensor, bias: Tensor | None, sides: nn.ModuleDic
         return product(x, weight, bias)
     up, down = pairs[0] if len(pairs) == 1 else (torch.cat([up for up, _ in pairs], 1),
                                                  torch.cat([down for _, down in pairs]))
-    return (traced_sum if torch.compiler.is_compiling() else _sum)(x, weight, bias, up, down)
-
-
-def _sum(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
-    """`product` of x and `weight + up @ down`, [out, rank] and [rank, in]."""
-    rows = x.numel() // x.shape[-1]
-    if rows * sum(weight.shape) > weight.numel():
+    if weight.numel() <= ROWS * sum(weight.shape):
         return product(x, torch.addmm(weight, up, down), bias)
     y, narrow = product(x, weight, bias), product(x, down)
-    y.view(rows, -1).addmm_(narrow.view(rows, -1), up.t())
+    y.view(-1, len(up)).addmm_(narrow.view(-1, len(down)), up.t())
     return y
-
-
-# For the compiler, which would else make a graph of either way.
-traced_sum = torch.library.custom_op("minisd::sum", _sum, mutates_args=())
-traced_sum.register_fake(lambda x, weight, bias, up, down: linear_shape(x, weight, bias))
