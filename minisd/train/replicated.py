@@ -43,7 +43,7 @@ class Replicated:
         return gradients.shares(losses, self.params.values())
 
     def whole(self, name: str, held: Tensor) -> Tensor:
-        """All of a tensor like the named parameter, of which this rank holds its part."""
+        """All of a tensor like the named parameter, of which each rank holds its part: on the first rank."""
         return held
 
     def part(self, name: str, file: Any, key: str) -> Tensor:

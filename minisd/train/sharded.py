@@ -7,26 +7,26 @@ every pass, since to wait for an update's last one would mean to hold the whole 
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
 
 from minisd.layers import MLP
 from minisd.train import gradients
-from minisd.train.ranks import Ranks
+from minisd.train.ranks import Ranks, told
 from minisd.train.recompute import LIGHTER
 from minisd.train.replicated import Replicated
 
 # What is put together at a time: blocks, and what lies between them. A UNet's MLPs serve every block, so they cannot be
 # left to the whole, whose weights come back only if its very output has a gradient: features alone may have one.
 UNITS = {*LIGHTER, *LIGHTER.values(), nn.Conv2d, MLP}
-HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # where FSDP2 puts weights together, and frees them again
-ROWS = (Shard(0),)                                # of the placements that there are, the one that is used
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # of a module: here FSDP2 puts weights together and frees them again
+WEIGHTS = "_parameters"                           # of a module, by name
 APART = 1 << 48                                   # seeds of two ranks
 
 
@@ -83,13 +83,17 @@ class Sharded(Replicated):
         return gradients.parts(norms)
 
     def whole(self, name: str, held: Tensor) -> Tensor:
-        shape = self.shapes[name]
-        rows = DTensor.from_local(held.contiguous(), self.mesh, ROWS, shape=shape, stride=dense(shape))
-        found: Tensor = rows.full_tensor()
-        return found
+        count, shape = self.ranks.count, self.shapes[name]
+        most = -(-shape[0] // count)              # rows of the first rank: others may have fewer, and send as many
+        sent = held.new_zeros(most, *shape[1:])
+        sent[:len(held)] = held
+        found = held.new_empty(count * most, *shape[1:]) if self.ranks.first else sent
+        with told():
+            dist.gather(sent, list(found.split(most)) if self.ranks.first else None)
+        return found[:shape[0]]
 
     def part(self, name: str, file: Any, key: str) -> Tensor:
-        count, rows = self.shapes[name][0], self.params[name].shape[0]
+        count, rows = self.shapes[name][0], len(self.params[name])
         first = min(self.ranks.rank * -(-count // self.ranks.count), count)     # as `torch.chunk` splits
         found: Tensor = file.get_slice(key)[first:first + rows] if rows else torch.empty(0)
         return found.reshape(self.params[name].shape)
@@ -106,22 +110,25 @@ class Sharded(Replicated):
             found = self.whole(name, weight)
             if self.ranks.first:
                 full[name] = nn.Parameter(laid(found, self.strides[name]))
-        if not self.ranks.first:
+        with plain(self.module, self.kinds, full) if self.ranks.first else nullcontext():
             yield
-            return
-        modules = dict(self.module.named_modules())
-        before = {one: (type(one), {key: vars(one)[key] for key in (*HOOKS, "_parameters")})
-                  for one in modules.values()}
-        for path, one in modules.items():
-            one.__class__ = self.kinds.get(one, type(one))
-            there = {key: full.get(f"{path}.{key}".lstrip("."), p) for key, p in vars(one)["_parameters"].items()}
-            vars(one).update({key: OrderedDict() for key in HOOKS} | {"_parameters": there})
-        try:
-            yield
-        finally:
-            for one, (kind, kept) in before.items():
-                one.__class__ = kind
-                vars(one).update(kept)
+
+
+@contextmanager
+def plain(module: nn.Module, kinds: Mapping[nn.Module, type], weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """A module of the kinds that it had before it was sharded, with these weights and no hooks; then as it was."""
+    modules = dict(module.named_modules())
+    before = {one: (type(one), {key: vars(one)[key] for key in (*HOOKS, WEIGHTS)}) for one in modules.values()}
+    for path, one in modules.items():
+        one.__class__ = kinds.get(one, type(one))
+        there = {key: weights.get(f"{path}.{key}".lstrip("."), p) for key, p in vars(one)[WEIGHTS].items()}
+        vars(one).update({key: OrderedDict() for key in HOOKS} | {WEIGHTS: there})
+    try:
+        yield
+    finally:
+        for one, (kind, kept) in before.items():
+            one.__class__ = kind
+            vars(one).update(kept)
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:
@@ -136,11 +143,6 @@ def units(module: nn.Module) -> Iterator[nn.Module]:
 def local(rows: Any) -> Any:
     """What of a DTensor lies here, in the same memory; of none, none."""
     return None if rows is None else rows.detach().to_local()
-
-
-def dense(shape: torch.Size) -> tuple[int, ...]:
-    """Strides of a contiguous tensor."""
-    return torch.empty(shape, device="meta").stride()
 
 
 def laid(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -69,8 +69,8 @@ class State:
         return {"params": {name: p.detach() for name, p in self.params.items()}, "ema": self.ema, "optimizer": moments}
 
     def gathered(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """A checkpoint's files, one after the other, whole on the first rank. All ranks go through them together: each
-        tensor is put together by itself, so that the others never hold more than one."""
+        """A checkpoint's files, one after the other, whole on the first rank, in the memory of its CPU. All ranks go
+        through them together, tensor by tensor."""
         for part, tensors in self.tensors().items():
             files = {}
             for key, tensor in tensors.items():

@@ -3,8 +3,11 @@
 import json
 import os
 import signal
-from dataclasses import dataclass, field, replace
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny_model
@@ -13,16 +16,21 @@ from line import CFG, Line, prepared, rows, saved
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from minisd import store
 from minisd.errors import DISTRIBUTED
 from minisd.fast.passes import quicken
 from minisd.sites import Sites
 from minisd.train import loop, resume, state
+from minisd.train.config import DataConfig, Preview, TrainConfig
+from minisd.train.distillation import Place, distill
+from minisd.train.experiment import Experiment
 from minisd.train.ranks import joined
 from minisd.train.replicated import Replicated
 from minisd.train.sharded import Sharded
 from minisd.train.stages import locked
 from minisd.unet import UNet
 
+ROOT = Path(__file__).parents[2]
 LINE = replace(CFG, steps=6, batch=2, accumulate=1, save_every=2, preview_every=3)
 NET = replace(LINE, steps=4, lr=1e-3, clip=0.5, warmup=0)
 
@@ -83,16 +91,17 @@ def two(ranks):
     return run
 
 
-def pairs(a, b, step, part):
-    """Of two checkpoints' tensors."""
+def apart(a, b, step, part):
+    """The distance of two checkpoints' tensors of a kind, all together, and the second's norm.
+
+    FSDP2 makes a node of its own of what goes into a block, so the three gradients that meet at a skip are summed as
+    a + (b + c) and not as (a + b) + c; all that lies before it in the network is then rounded otherwise.
+    """
     one, two = (load_file(folder / f"checkpoint-{step}" / f"{part}.safetensors") for folder in (a, b))
     assert one.keys() == two.keys() and all(one[name].shape == two[name].shape for name in one)
-    return [(one[name].float(), two[name].float()) for name in one]
-
-
-def apart(a, b, step, part):
-    """Distance of two checkpoints."""
-    return torch.stack([(x - y).norm() for x, y in pairs(a, b, step, part)]).norm().item()
+    both = [(one[name].float(), two[name].float()) for name in one if not name.endswith(":step")]
+    return [torch.stack([x.norm() for x in every]).norm().item() for every in ([x - y for x, y in both],
+                                                                               [y for _, y in both])]
 
 
 # --- the same run ---
@@ -114,9 +123,9 @@ def test_a_unet_learns_the_same_but_for_rounding(two, tmp_path, options):
     trained(tmp_path / "one", replace(cfg, accumulate=2 * cfg.accumulate), Net(), Replicated)
     for a, b in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
         assert a.keys() == b.keys() and a == pytest.approx(b, rel=1e-5)
-    for part in ("params", "ema", "optimizer"):
-        for x, y in pairs(tmp_path / "two", tmp_path / "one", 4, part):
-            assert (x - y).norm() <= 1e-5 * y.norm()
+    for part, bar in (("params", 1e-6), ("ema", 1e-6), ("optimizer", 1e-5)):     # moments are gradients: see `apart`
+        distance, norm = apart(tmp_path / "two", tmp_path / "one", 4, part)
+        assert distance <= bar * norm, part
 
 
 class OtherBits(Replicated):
@@ -133,7 +142,7 @@ def test_rounded_bfloat16_weights_learn_the_same_but_for_the_bits_that_they_are_
     alone(tmp_path / "one", cfg, Net())
     trained(tmp_path / "other", replace(cfg, accumulate=2), Net(), OtherBits)
     for part in ("params", "ema"):
-        two_one, other_one = (apart(tmp_path / name, tmp_path / "one", 4, part) for name in ("two", "other"))
+        two_one, other_one = (apart(tmp_path / name, tmp_path / "one", 4, part)[0] for name in ("two", "other"))
         assert 0.5 * other_one < two_one < 1.5 * other_one, part
     assert load_file(tmp_path / "two" / "checkpoint-4" / "ema.safetensors")["conv_in.weight"].dtype == torch.bfloat16
 
@@ -230,3 +239,55 @@ def test_a_dead_rank_ends_the_others_with_their_own_code(two, tmp_path, capfd, d
     codes = two(tmp_path, LINE, *((dying, Line) if dead == 0 else (Line, dying)))
     assert codes[dead] == 256 - signal.SIGKILL and codes[1 - dead] == DISTRIBUTED
     assert "another rank is gone" in capfd.readouterr().err
+
+
+# --- distillation ---
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """On a tiny teacher, with all terms, a preview and the shares of the terms."""
+    train = TrainConfig(steps=2, batch=1, accumulate=1, lr=1e-3, warmup=0, dtype="fp32", save_every=1, preview_every=2,
+                        log_every=1, shard=True)
+    shown = Preview(("a red square",), steps=1, guidance=2.0)
+    teacher = tiny_model.folder(tmp_path_factory.mktemp("teacher"))
+    return Experiment("x", str(teacher), train=train, data=DataConfig(size=64), preview=shown)
+
+
+def same_but_for_rounding(two, one):
+    """Losses, measures of the averaged weights before and after, and the student that is taken home."""
+    for a, b in zip(rows(two), rows(one), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert sum("held_out/features" in row for row in rows(two)) == 2
+    distance, norm = apart(two, one, 2, "params")
+    assert distance <= 1e-6 * norm
+    assert store.load(two / "model").unet.cfg == store.load(one / "model").unet.cfg
+    for name in ("0000000.png", "0000002.png"):
+        assert (two / "samples" / name).is_file()
+
+
+def test_a_student_is_distilled_measured_shown_and_taken_home(experiment, ranks, pictures, tmp_path, capfd):
+    two, one = (Place(pictures, tmp_path / name, tmp_path / "cache") for name in ("two", "one"))
+    alike = replace(experiment, train=replace(experiment.train, accumulate=2))
+    distill(alike, one, "auto")
+    assert "one process holds everything, there is nothing to shard" in capfd.readouterr().out
+    assert ranks(*[partial(distill, experiment, two, "auto")] * 2) == [0, 0]
+    assert "sharded over 2 ranks: this one holds" in capfd.readouterr().out
+    same_but_for_rounding(two.out, one.out)
+
+
+@pytest.mark.slow
+def test_the_program_started_by_torchrun(experiment, pictures, tmp_path):
+    """Killed in between, it goes on alone."""
+    recipe, alone = tmp_path / "recipe.json", tmp_path / "alone.json"
+    recipe.write_text(json.dumps(asdict(experiment)))
+    alone.write_text(json.dumps(asdict(replace(experiment, train=replace(experiment.train, accumulate=2)))))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for start, file, out, steps in ((torchrun, recipe, "two", 1), (torchrun, recipe, "two", 2), ([], alone, "one", 1),
+                                    (torchrun, recipe, "one", 2)):
+        command = [sys.executable, *start, "-m", "minisd.distill", str(file), "--data", str(pictures),
+                   "--out", str(tmp_path / out), "--max-steps", str(steps)]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    same_but_for_rounding(tmp_path / "two", tmp_path / "one")
