@@ -56,11 +56,11 @@ one_operator.register_fake(lambda q, k, v, heads: torch.empty_like(q))
 def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
     rows = min(max(CHUNK // len(k), ROWS), len(q))
-    queries, keys = q.float() * (q.shape[1] ** -0.5 / math.log(2)), k.float()    # 2 ** x is quicker than e ** x
-    modest = bool(longest(queries) * longest(keys) < MODEST)
-    keys, values = packed(keys, rows), packed(torch.cat([v, v.new_ones(len(v), 1)], dim=1).t(), rows)
-    for part, out in zip(queries.split(rows), y.split(rows), strict=True):
-        scores = product(part, keys)              # [rows, m]
+    scale = q.shape[1] ** -0.5 / math.log(2)      # 2 ** x is quicker than e ** x
+    modest = bool(scale * longest(q) * longest(k) < MODEST)
+    keys, values = packed(k.float(), rows), packed(torch.cat([v, v.new_ones(len(v), 1)], dim=1).t(), rows)
+    for part, out in zip(q.split(rows), y.split(rows), strict=True):
+        scores = product(part.float() * scale, keys)   # [rows, m]
         if not modest:
             scores -= scores.amax(dim=1, keepdim=True)
         sums = product(scores.exp2_().to(v.dtype), values)           # [rows, d + 1], the weights' own sum the last
@@ -69,4 +69,4 @@ def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
 
 def longest(vectors: Tensor) -> Tensor:
     """The largest length of any: [n, d] -> []. No product of two is larger than that of their lengths."""
-    return torch.linalg.vector_norm(vectors, dim=1).amax()
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32).amax()

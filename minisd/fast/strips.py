@@ -14,14 +14,14 @@ from minisd import heap
 from minisd.fast.onednn import inferring
 from minisd.layers import ResBlock
 from minisd.vae import Decoder, Stage
-from minisd.vae_tiling import convolved, gathered, normed, passed, those_of
+from minisd.vae_tiling import Rows, convolved, enlarged, gathered, normed, passed, those_of
 
 LARGE = 1 << 17                                   # pixels of the picture: fewer are decoded whole, so many at once
 STRIP = 1 << 14                                   # pixels at a time, of which a layer's fit a cache
 
 
 class StripDecoder(Decoder):
-    """The same but for rounding, in as much memory as the picture takes at its widest place, and half as much again."""
+    """The same but for rounding, in the memory of about two tensors of full size and of its last blocks' width."""
 
     def forward(self, z: Tensor) -> Tensor:  # [b, latent_channels, h/8, w/8] -> [b, 3, h, w]
         pixels = z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
@@ -33,22 +33,24 @@ class StripDecoder(Decoder):
 
     def _decode_one(self, z: Tensor) -> Tensor:
         """A large picture."""
-        x = self.mid(self.conv_in(self.latents(z)))
+        height = z.shape[2] << len(self.up) - 1
+        rows = of(self.mid(self.conv_in(self.latents(z))))
         for stage in cast(Iterable[Stage], self.up):
-            heap.trim()                           # what smaller ones have left, here and in the UNet
+            heap.trim()                           # what smaller pictures have left, here and in the UNet
             for block in cast(Iterable[ResBlock], stage.res):
-                x = through_block(block, x)
-            x = stage.resized(x)
-        rows = those_of(x, 0, x.shape[2])
+                rows = of(through_block(block, rows))
+            if stage.upsample is not None:
+                rows = enlarged(stage.upsample, rows)
+                if rows.height < height:          # at full size it is the largest tensor: computed three times instead
+                    rows = of(gathered(rows, 0, rows.height, STRIP))
         rows = convolved(self.conv_out, passed(normed(self.norm_out, rows, STRIP), rows))
         return gathered(rows, 0, rows.height, STRIP)
 
 
-def through_block(block: ResBlock, x: Tensor) -> Tensor:
+def through_block(block: ResBlock, rows: Rows) -> Tensor:
     """A residual block: [1, c_in, h, w] -> [1, c_out, h, w]."""
-    rows = those_of(x, 0, x.shape[2])
     y = gathered(convolved(block.conv1, passed(normed(block.norm1, rows, STRIP), rows)), 0, rows.height, STRIP)
-    middle = those_of(y, 0, rows.height)
+    middle = of(y)
     second = convolved(block.conv2, passed(normed(block.norm2, middle, STRIP), middle))
     done: tuple[slice, Tensor] | None = None      # the last strip, of which the next still needs the former row
     for start, stop in rows.strips(STRIP):
@@ -59,3 +61,8 @@ def through_block(block: ResBlock, x: Tensor) -> Tensor:
     if done is not None:
         y[:, :, done[0]] = done[1]
     return y
+
+
+def of(x: Tensor) -> Rows:
+    """A picture that is there already."""
+    return those_of(x, 0, x.shape[2])
