@@ -2,6 +2,8 @@
 
 Random weights at full size, one process, every way in turn; a ratio is the median over the turns. What the shortcuts
 cost in pictures is measured by `python -m minisd.evaluate approximations`. Rows are added to the file in results/.
+
+With `--compiled` the exact UNet is measured beside itself compiled, which is no approximation but as much of a choice.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from speed import cpu, versions  # noqa: E402
 
 from minisd.config import SD15, TINY, UNetConfig  # noqa: E402
 from minisd.devices import DTYPES  # noqa: E402
+from minisd.fast.compiled import compile_unet  # noqa: E402
 from minisd.fast.eightbit import eight_bit  # noqa: E402
 from minisd.fast.merging import merged  # noqa: E402
 from minisd.fast.passes import quicken  # noqa: E402
@@ -56,7 +59,7 @@ def main() -> None:
     rows = list(measured(cfg, options))
     print(table(rows))
     if not options.quick:
-        write(options.out, rows)
+        write(options.out, [row for row in rows if row.way != "exact"] if options.compiled else rows)
 
 
 def parsed() -> argparse.Namespace:
@@ -65,6 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=64, help="latents' side: pixels over 8 (64)")
     parser.add_argument("--turns", type=int, default=5, help="of all ways (5)")
     parser.add_argument("--int8", action="store_true", help="with the weights in 8 bits, too")
+    parser.add_argument("--compiled", action="store_true", help="only exactly and compiled, which takes minutes more")
     parser.add_argument("--quick", action="store_true", help="a miniature instead; not saved")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file (in results/)")
     return parser.parse_args()
@@ -72,7 +76,7 @@ def parsed() -> argparse.Namespace:
 
 def measured(cfg: UNetConfig, options: argparse.Namespace) -> Iterator[Row]:
     """Every way in turn, and what follows of them for walks."""
-    calls = ways(cfg, options)
+    calls = compiled(cfg, options) if options.compiled else ways(cfg, options)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for turn in range(-1, options.turns):     # the first is not counted
@@ -80,8 +84,8 @@ def measured(cfg: UNetConfig, options: argparse.Namespace) -> Iterator[Row]:
                 start = perf_counter()
                 call()
                 seconds[name] += [perf_counter() - start] if turn >= 0 else []
-    whole, outermost = seconds["exact"], seconds.pop("outermost")
-    for n in EVERY:
+    whole, outermost = seconds["exact"], seconds.pop("outermost", [])
+    for n in EVERY if outermost else ():
         seconds[f"reuse {n}"] = [(a + (n - 1) * b) / n for a, b in zip(whole, outermost, strict=True)]
     for name, each in seconds.items():
         ratio = median(a / b for a, b in zip(whole, each, strict=True))
@@ -115,6 +119,17 @@ def ways(cfg: UNetConfig, options: argparse.Namespace) -> dict[str, Callable[[],
         quicken(small)
         calls["int8"] = lambda: small(given.pair, t, given.context)
     return calls
+
+
+def compiled(cfg: UNetConfig, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+    """The UNet as it draws, and the same one compiled."""
+    torch.manual_seed(jobs.SEED)
+    dtype = DTYPES[options.dtype]
+    unet = quicken(UNet(cfg).requires_grad_(False).eval().to(dtype))
+    other = compile_unet(copy.copy(unet))             # a module of its own with the same layers
+    given, t = jobs.inputs(dtype, options.side, cfg.context_dim), torch.full((2,), float(jobs.TIMESTEP))
+    return {"exact": lambda: unet(given.pair, t, given.context),
+            "compiled": lambda: other(given.pair, t, given.context)}
 
 
 def table(rows: list[Row]) -> str:

@@ -2,7 +2,8 @@
 
 Its layers stay as `passes.quicken` leaves them: their operators are those that the compiler itself takes, and it packs
 no weights where sizes vary. What it brings are single loops for all that lies between the products. PyTorch's own
-convolutions, such as those of a LoRA beside convolutions, have a second graph for batches of one.
+convolutions, such as those of a LoRA beside convolutions, have a second graph for batches of one; with tokens merged
+every size and every number of pictures has its own. Where features are used again, the whole calls are compiled.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,17 +6,20 @@ than the convolution. The operators used here are those that PyTorch's own compi
 know neither gradients nor autocast, and where either is asked for, every layer computes as PyTorch does.
 """
 
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 mkldnn = torch.ops.mkldnn                         # oneDNN's former name
 HERE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 USUAL = (2, 32, 32)                               # batch, height, width: the order of a packed weight serves them all,
 UNSETTLED = 48                                    # but for output channels that are a multiple of this one
+ROWS = math.prod(USUAL)                           # of a packed Linear's input; it serves any number
 
 
 def serves(weight: Tensor) -> bool:
@@ -86,6 +89,27 @@ class OneDNNLinear(nn.Linear):
         return product(x, self.weight, self.bias) if inferring() else super().forward(x)
 
 
+class Packed(nn.Module):
+    """A layer whose weight lies in the order in which it is computed, for good.
+
+    The weight is an opaque tensor meanwhile: it has its shape and dtype, and `to_dense()` and the state dictionary
+    give it as it was.
+    """
+
+    weight: Tensor
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = dense(self.weight).detach()
+
+
+class PackedLinear(Packed, nn.Linear):
+    """A Linear. Results keep the bits of `product`."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
+        return product(x, self.weight, self.bias) if inferring() else F.linear(x, self.weight.to_dense(), self.bias)
+
+
 class OneDNNPoint(nn.Conv2d):
     """A 1x1 convolution as a product over pixels."""
 
@@ -95,12 +119,8 @@ class OneDNNPoint(nn.Conv2d):
         return product(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-class PackedConv2d(nn.Conv2d):
-    """A convolution whose weight lies in the order in which it is computed, for good. Results keep their bits.
-
-    The weight is an opaque tensor meanwhile: it has its shape and dtype, and `to_dense()` and the state dictionary
-    give it as it was.
-    """
+class PackedConv2d(Packed, nn.Conv2d):
+    """A convolution. Results keep their bits."""
 
     def forward(self, x: Tensor) -> Tensor:  # [b, in_channels, h, w] -> [b, out_channels, h', w']
         if not inferring():
@@ -108,10 +128,6 @@ class PackedConv2d(nn.Conv2d):
         convolution = traced_convolution if torch.compiler.is_compiling() else _convolution
         padding = cast(tuple[int, ...], self.padding)
         return convolution(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = dense(self.weight).detach()
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -141,3 +157,18 @@ def unpack(conv: nn.Conv2d) -> None:
     """Its weight back, laid out as PyTorch's convolutions like it best."""
     weight = conv.weight.to_dense().to(memory_format=torch.channels_last)
     conv.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def owned(weight: Tensor) -> bool:
+    """Whether its memory is PyTorch's. In that of a mapped file, which its neighbours keep, it would be there twice."""
+    return weight.untyped_storage().resizable()
+
+
+def pack_linear(linear: nn.Linear) -> None:
+    """Its weight into the order of its multiplication."""
+    linear.weight = nn.Parameter(packed(linear.weight.detach(), ROWS), requires_grad=False)
+
+
+def unpack_linear(linear: nn.Linear) -> None:
+    """Its weight back."""
+    linear.weight = nn.Parameter(linear.weight.to_dense(), requires_grad=False)

@@ -4,7 +4,7 @@ A module keeps its place, its children and its parameters; only its class change
 whoever holds a module still holds the one that draws, and modules that others have put in place stay as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -16,7 +16,19 @@ from minisd.fast.compiled import CompiledUNet
 from minisd.fast.doubling import DoublingConv2d, DoublingStage, doubled_in, pack_twice, packable, unpack_both
 from minisd.fast.eightbit import FULL, Eight, swell
 from minisd.fast.lean import LeanGEGLU, LeanGroupNorm, LeanResBlock, LeanTransformerLayer
-from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, pack, serves, settled, unpack
+from minisd.fast.onednn import (
+    OneDNNLinear,
+    OneDNNPoint,
+    PackedConv2d,
+    PackedLinear,
+    owned,
+    pack,
+    pack_linear,
+    serves,
+    settled,
+    unpack,
+    unpack_linear,
+)
 from minisd.fast.phases import PhasedStage
 from minisd.fast.strips import StripDecoder
 from minisd.layers import GEGLU, Attention, ResBlock, TransformerLayer
@@ -35,15 +47,16 @@ CONVOLUTIONS: Mapping[type[nn.Module], tuple[type[nn.Conv2d], type[nn.Conv2d]]] 
     nn.Conv2d: (OneDNNPoint, PackedConv2d), LoRAConv2d: (OneDNNLoRAPoint, PackedLoRAConv2d)}
 PLAIN = {fast: plain for plain, fast in FASTER.items()} | {
     fast: plain for plain, both in CONVOLUTIONS.items() for fast in both} | {
-    ChunkedAttention: Attention, CompiledUNet: UNet, DoublingConv2d: nn.Conv2d}
-UNPACK = {packed: unpack for _, packed in CONVOLUTIONS.values()} | {DoublingConv2d: unpack_both}
+    ChunkedAttention: Attention, CompiledUNet: UNet, DoublingConv2d: nn.Conv2d, PackedLinear: nn.Linear}
+UNPACK: Mapping[type[nn.Module], Callable[..., None]] = {packed: unpack for _, packed in CONVOLUTIONS.values()} | {
+    DoublingConv2d: unpack_both, PackedLinear: unpack_linear}
 
 
 def quicken(model: M, packed: bool = True) -> M:
     """The same model, laid out to draw with, and on a CPU computed faster; done already, there is nothing to do.
 
-    What is being trained is laid out and no more. `packed` fixes the order of the convolutions' weights as well: for
-    those that nobody reads meanwhile.
+    What is being trained is laid out and no more. `packed` fixes the order of weights as well: for those that nobody
+    reads meanwhile.
     """
     doubled = doubled_in(model)
     with torch.inference_mode(False):             # they remain weights like any others
@@ -53,6 +66,9 @@ def quicken(model: M, packed: bool = True) -> M:
                 _quicken_convolution(cast(nn.Conv2d, module), packed, module in doubled)
             elif kind is Attention and worthwhile() and serves(next(module.parameters())):
                 module.__class__ = ChunkedAttention
+            elif kind is nn.Linear and packed and serves(weight := cast(nn.Linear, module).weight) and owned(weight):
+                module.__class__ = PackedLinear   # which takes either weight, should another thread compute meanwhile
+                pack_linear(cast(nn.Linear, module))
             elif kind in FASTER and serves(next(module.parameters())):
                 module.__class__ = FASTER[kind]
     return model
@@ -86,7 +102,7 @@ def plain(model: M) -> M:
         for module in model.modules():
             kind = type(module)
             if kind in UNPACK:
-                UNPACK[kind](cast(nn.Conv2d, module))
+                UNPACK[kind](module)
             if kind in FULL:
                 swell(cast(Eight, module))
             if kind in PLAIN:

@@ -175,7 +175,8 @@ class Options:
     dtype: Annotated[str | None, given(str, "|".join(DTYPES)), shown("auto")] = None
     """Precision; auto is the fast one of this machine, int8 keeps its weights in half the memory."""
     compile: bool = False
-    """Compile the UNet before the first picture, in a minute or more: for many pictures, also of several sizes."""
+    """Compile the UNet before the first picture, in a minute or more: for many pictures, also of several sizes.
+    Beside --merge-tokens every size is compiled by itself."""
     profile: bool = False
     """Say where the time went: in which network, and in which kind of layer."""
     debug: bool = False

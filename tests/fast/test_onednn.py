@@ -8,7 +8,19 @@ import torch
 from torch import nn
 
 from minisd.fast import onednn
-from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, dense, pack, serves, unpack
+from minisd.fast.onednn import (
+    OneDNNLinear,
+    OneDNNPoint,
+    PackedConv2d,
+    PackedLinear,
+    dense,
+    pack,
+    pack_linear,
+    product,
+    serves,
+    unpack,
+    unpack_linear,
+)
 from minisd.fast.passes import quicken
 
 pytestmark = pytest.mark.skipif(not serves(torch.zeros(1)), reason="PyTorch was built without oneDNN")
@@ -77,12 +89,35 @@ def test_products(dtype: torch.dtype, channels_last: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("channels", "out"), [(320, 320), (64, 1280), (96, 48), (77, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_keeps_every_bit(dtype: torch.dtype, channels: int, out: int, bias: bool) -> None:
+    linear = frozen(nn.Linear(channels, out, bias=bias), dtype)
+    weight = linear.weight.clone()
+    tokens = [torch.randn(*rows, channels).to(dtype) for rows in ((2,), (3, 77), (2, 1024))]
+    with torch.inference_mode():
+        wanted = [product(x, linear.weight, linear.bias) for x in tokens]
+        pack_linear(linear)
+        linear.__class__ = PackedLinear
+        assert linear.weight.is_mkldnn and linear.weight.shape == weight.shape
+        assert torch.equal(linear.state_dict()["weight"], weight)
+        for x, y in zip(tokens, wanted, strict=True):
+            torch.testing.assert_close(linear(x), y)
+        assert torch.equal(linear(tokens[-1]), wanted[-1])            # of few rows sums are in another order
+    unpack_linear(linear)
+    assert torch.equal(linear.weight, weight) and not linear.weight.is_mkldnn
+
+
 def test_gradients_flow_through_every_layer() -> None:
-    layers = [frozen(nn.Conv2d(16, 16, 3, padding=1)), frozen(nn.Conv2d(16, 16, 1)), frozen(nn.Linear(16, 16))]
+    layers = [frozen(nn.Conv2d(16, 16, 3, padding=1)), frozen(nn.Conv2d(16, 16, 1)), frozen(nn.Linear(16, 16)),
+              frozen(nn.Linear(16, 16))]
     x = torch.randn(1, 16, 16, 16, requires_grad=True)
     wanted = [torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in layers]
     pack(layers[0])
-    for layer, kind, gradient in zip(layers, (PackedConv2d, OneDNNPoint, OneDNNLinear), wanted, strict=True):
+    pack_linear(layers[3])
+    kinds = (PackedConv2d, OneDNNPoint, OneDNNLinear, PackedLinear)
+    for layer, kind, gradient in zip(layers, kinds, wanted, strict=True):
         layer.__class__ = kind
         found, = torch.autograd.grad(layer(x).square().sum(), x)
         torch.testing.assert_close(found, gradient)

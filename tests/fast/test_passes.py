@@ -12,7 +12,7 @@ from minisd import attach
 from minisd.clip import CLIPText
 from minisd.config import TINY_MODEL, TINY_TEXT
 from minisd.fast import attention
-from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, serves
+from minisd.fast.onednn import OneDNNLinear, OneDNNPoint, PackedConv2d, PackedLinear, serves
 from minisd.fast.passes import plain, quicken
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -69,9 +69,21 @@ def test_a_decoder_and_a_text_model() -> None:
         quicken(text)
         assert difference(vae.decode(z), picture).relative < TOLERANCE[torch.float32]
         assert difference(text(ids).hidden, states.hidden).relative < TOLERANCE[torch.float32]
-    kinds = {type(module) for module in (*vae.decoder.modules(), *text.modules())}
-    assert {OneDNNLinear, OneDNNPoint} < kinds and PackedConv2d not in kinds
+    kinds = {type(module) for module in vae.decoder.modules()}
+    assert {OneDNNLinear, OneDNNPoint} < kinds and not {PackedConv2d, PackedLinear} & kinds
+    assert PackedLinear in {type(module) for module in text.modules()}
     copy.deepcopy(vae)
+
+
+@needs_onednn
+def test_a_weight_in_memory_of_others_stays_there() -> None:
+    layers = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).requires_grad_(False)
+    memory = bytearray(16 * 16 * 4)                   # as of a file that is mapped
+    layers[0].weight = nn.Parameter(torch.frombuffer(memory, dtype=torch.float32).view(16, 16), requires_grad=False)
+    place = layers[0].weight.data_ptr()
+    quicken(layers)
+    assert [type(layer) for layer in layers] == [OneDNNLinear, PackedLinear]
+    assert layers[0].weight.data_ptr() == place
 
 
 def test_what_is_trained_is_only_laid_out() -> None:
