@@ -162,7 +162,8 @@ def sources(experiment: Experiment, sd: StableDiffusion, place: Place) -> tuple[
     if experiment.distill.images == "teacher" or place.data.is_file():
         manner = experiment.preview
         both = [Imagined(captions, sd, manner, seed, place.cache) for captions in captions_of(place.data, cfg)]
-        return both[0], both[1], [f"{listing(both[0].captions)} captions, drawn by the teacher with {told(manner)}"]
+        return both[0], both[1], [f"{listing(both[0].captions)} captions, drawn by the teacher with {told(manner)}",
+                                  f"each is drawn when it is first needed, and kept in {place.cache}"]
     if cfg.size != sd.cfg.size:
         print(f"{experiment.name}: pictures of {cfg.size} pixels, the teacher's were of {sd.cfg.size}")
     pictures = Pictures(place.data, cfg, seed, together=experiment.train.batch)

@@ -15,6 +15,7 @@ from minisd.train.config import Preview
 from minisd.train.data import Batch, permutation
 from minisd.train.rows import Row
 from minisd.vae import Posterior
+from minisd.walk import draw_latents
 
 CERTAIN = -60.0                                   # log variance of latents that are known
 
@@ -46,14 +47,8 @@ class Imagined:
 
     def draw(self, caption: str, seed: int) -> Tensors:
         """One walk of the teacher's from noise to latents, alone, so that they depend on nothing else."""
-        manner = self.manner
-        last: list[Tensor] = []
-
-        def keep(x: Tensor, _: object) -> Tensor:
-            last[:] = [x]
-            return x
-
-        drawing = self.sd.drawing(caption, "", manner.steps, manner.guidance, manner.sampler, seed)
-        with torch.autocast(self.sd.device.type, torch.bfloat16, self.sd.dtype == torch.bfloat16):
-            self.sd.draw([drawing], keep)
-        return {"latents": last[0][0].cpu().clone()}
+        sd, manner = self.sd.ready(), self.manner
+        drawing = sd.drawing(caption, "", manner.steps, manner.guidance, manner.sampler, seed)
+        with torch.inference_mode(), torch.autocast(sd.device.type, torch.bfloat16, sd.dtype == torch.bfloat16):
+            latents = draw_latents(sd, [drawing], canvas=None, on_step=None)
+        return {"latents": latents[0].cpu().clone()}
