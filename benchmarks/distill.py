@@ -119,7 +119,7 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     from contextlib import redirect_stdout
 
     from minisd.fast.learning import learning
-    from minisd.train import loop
+    from minisd.train import loop, memory
     from minisd.train.config import DataConfig, TrainConfig
     from minisd.train.distillation import Place, attention, prepared
     from minisd.train.experiment import Experiment
@@ -128,6 +128,8 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     experiment = Experiment("x", str(weights / OURS), train=train, data=DataConfig(size=8 * side))
     with redirect_stdout(sys.stderr):
         run = prepared(experiment, Place(folder, folder / "out", folder / "cache"), ALONE)
+    if rounded:
+        memory.hold()
     ahead = loop.prefetched(run, ThreadPoolExecutor(1))
 
     def step() -> dict[str, float]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minisd import heap
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
+from minisd.fast.learning import learning
 from minisd.train import gradients, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
@@ -92,7 +93,10 @@ def fit(run: Run) -> None:
     so each is there once, whenever the run was killed.
     """
     cfg = run.cfg
-    with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False):
+    with (interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False),
+          learning(run.task.trained())):
+        if cfg.weights == "bf16" and run.device.type == "cpu":
+            memory.hold()
         ahead = prefetched(run, reader)
         while run.state.step < cfg.steps:
             update(run, ahead)
