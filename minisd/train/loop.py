@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minisd import heap
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
 from minisd.fast.learning import learning
-from minisd.train import gradients, optim, rounding, state
+from minisd.train import gradients, memory, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
