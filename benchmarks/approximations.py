@@ -95,9 +95,10 @@ def measured(cfg: UNetConfig, options: argparse.Namespace) -> Iterator[Row]:
 def ways(cfg: UNetConfig, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     """A call of the UNet on a guided pair, or of what stands for it."""
     torch.manual_seed(jobs.SEED)
-    unet, dtype = UNet(cfg).requires_grad_(False).eval(), DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
+    unet = UNet(cfg).requires_grad_(False).eval().to(dtype)
     small = copy.deepcopy(unet) if options.int8 else None
-    quicken(unet.to(dtype))
+    quicken(unet)
     given = jobs.inputs(dtype, options.side, cfg.context_dim)
     t = torch.full((2,), float(jobs.TIMESTEP))
     kept = Sites(keep=(DEEP,))
