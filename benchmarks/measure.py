@@ -98,7 +98,7 @@ class Bench:
 
     def _kept(self, row: Row, result: Result) -> None:
         """One process each, which stays; the first outputs are compared."""
-        names = [OURS, THEIRS, TUNED] if row.tuned else [OURS, THEIRS]
+        names = contestants(row)
         with ExitStack() as stack:
             ask = {name: stack.enter_context(self._worker(name, row)) for name in names}
             for name in names:
@@ -116,10 +116,12 @@ class Bench:
     def once(self, row: Row, result: Result) -> None:
         """Whoever was measured least, once, in a process that has the machine to itself.
 
-        Its output stays beside the weights and is compared with the other's if that is there.
+        Its output stays beside the weights and is compared with ours, or ours with theirs, if that is there.
         """
-        names = in_turns([OURS, THEIRS], sum(map(len, result.seconds.values())) // 2)
-        name, other = sorted(names, key=lambda name: len(result.seconds.get(name, [])))
+        names = contestants(row)
+        names = in_turns(names, sum(map(len, result.seconds.values())) // len(names))
+        name = min(names, key=lambda name: len(result.seconds.get(name, [])))
+        other = THEIRS if name == OURS else OURS
         output = {name: self.weights / f"{row.name} {name}.pt" for name in names}
         with self._worker(name, row) as ask:
             ask("load")
@@ -161,6 +163,10 @@ def process(command: list[str], who: str, environment: Mapping[str, str]) -> Ite
         child.stdin.close()
         child.terminate()
         child.wait()
+
+
+def contestants(row: Row) -> list[str]:
+    return [OURS, THEIRS, TUNED] if row.tuned else [OURS, THEIRS]
 
 
 def in_turns(names: list[str], n: int) -> list[str]:

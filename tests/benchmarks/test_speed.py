@@ -74,6 +74,15 @@ def test_measurements_apart_add_up_to_pairs(tmp_path: Path) -> None:
     assert not anew.same
 
 
+def test_three_in_turns(tmp_path: Path) -> None:
+    bench, made, row = Answering(tmp_path, 8, 1), Result("a row", difference=math.inf), Row("a row", "unet", tuned=True)
+    counts = []
+    for _ in range(6):
+        bench.once(row, made)
+        counts.append([len(made.seconds.get(name, [])) for name in (OURS, THEIRS, TUNED)])
+    assert counts == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 2, 1], [1, 2, 2], [2, 2, 2]]
+
+
 def test_a_row_by_halves_is_kept(tmp_path: Path) -> None:
     made = Result("unet fp32", difference=math.inf)
     made.add(OURS, 1.0, speed.GIB)
