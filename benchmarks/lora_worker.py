@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from worker import difference, serve
 
 RANK, BATCH = 16, 1                                   # of the training step
-TRIES = 3                                             # of a step, of which the shortest counts
+TRIES = 3                                             # of a step: the first warms up, the shortest counts
 
 
 class Worker:
@@ -31,11 +31,10 @@ class Worker:
         return {"seconds": seconds}
 
     def step(self, files: list[str], merged: bool) -> dict[str, Any]:
-        """The UNet on a pair, wearing these LoRAs; once before, as the other library has had the caches."""
+        """The UNet on a pair, wearing these LoRAs."""
         self.model.wear(files, merged)
         found = []
         with torch.inference_mode():
-            self.model.unet()
             for _ in range(TRIES):
                 start = perf_counter()
                 self.output = self.model.unet()
