@@ -31,7 +31,7 @@ NAMES = ("style", "face", "light")
 WORN = {"none": (NAMES[:0], False), "merged": (NAMES, True), "one": (NAMES[:1], False), "three": (NAMES, False)}
 ROUNDS = 2                                            # of all that is worn, in one process
 ALIKE = 1e-3                                          # of the outputs' deviation
-Seconds = dict[str, list[float]]                      # of every repeat, by library
+Seconds = dict[str, list[float]]                      # of every repeat, by library or by what is worn
 Figures = dict[str, Any]                              # a row as the file has it
 
 
@@ -108,15 +108,19 @@ def stepped(options: argparse.Namespace, files: dict[str, str], had: Figures) ->
     with tempfile.TemporaryDirectory() as folder:
         for n in range(options.repeats):
             first, second = in_turns([OURS, THEIRS], n)
-            for name in (first, second):
-                with worker(options, name) as ask:
-                    for worn, (names, merged) in [*WORN.items()] * ROUNDS:
-                        taken = ask("step", [files[one] for one in names], merged)["seconds"]
-                        seconds[name][worn].append(taken)
-                    ask("save", f"{folder}/{name}.pt")
-                    if name == second:
-                        differs = max(differs, ask("compare", f"{folder}/{first}.pt")["difference"])
+            with worker(options, first) as ask:
+                go_round(ask, files, seconds[first])
+                ask("save", f"{folder}/output.pt")
+            with worker(options, second) as ask:
+                go_round(ask, files, seconds[second])
+                differs = max(differs, ask("compare", f"{folder}/output.pt")["difference"])
             yield {"seconds": seconds, "added": added(seconds), "difference": differs}
+
+
+def go_round(ask: Any, files: dict[str, str], seconds: Seconds) -> None:
+    """Steps in everything that is worn, a few times."""
+    for worn, (names, merged) in [*WORN.items()] * ROUNDS:
+        seconds[worn].append(ask("step", [files[one] for one in names], merged)["seconds"])
 
 
 def added(seconds: dict[str, Seconds]) -> dict[str, dict[str, float]]:
