@@ -118,17 +118,17 @@ class Sharded(Replicated):
 def plain(module: nn.Module, kinds: Mapping[nn.Module, type], weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """A module of the kinds that it had before it was sharded, with these weights and no hooks; then as it was."""
     modules = dict(module.named_modules())
-    before = {one: (type(one), {key: vars(one)[key] for key in (*HOOKS, WEIGHTS)}) for one in modules.values()}
+    before = {one: (type(one), {key: one.__dict__[key] for key in (*HOOKS, WEIGHTS)}) for one in modules.values()}
     for path, one in modules.items():
         one.__class__ = kinds.get(one, type(one))
-        there = {key: weights.get(f"{path}.{key}".lstrip("."), p) for key, p in vars(one)[WEIGHTS].items()}
-        vars(one).update({key: OrderedDict() for key in HOOKS} | {WEIGHTS: there})
+        there = {key: weights.get(f"{path}.{key}".lstrip("."), p) for key, p in one.__dict__[WEIGHTS].items()}
+        one.__dict__.update({key: OrderedDict() for key in HOOKS} | {WEIGHTS: there})
     try:
         yield
     finally:
         for one, (kind, kept) in before.items():
             one.__class__ = kind
-            vars(one).update(kept)
+            one.__dict__.update(kept)
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:

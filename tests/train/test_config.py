@@ -35,6 +35,7 @@ def refused(recipe, **changes):
     ({"train": {"ema": 1.5}}, "ema = 1.5: give 0 to 1"),
     ({"train": {"schedule": "cosin"}}, "cosin"),
     ({"train": {"step": 3}}, "unknown entry step (did you mean steps?)"),
+    ({"train": {"shard": True}}, "stage vae: only minisd.distill runs on several ranks; leave shard out"),
     ({"data": {"crop": 128}}, "crop = 128: give 0 to 64"),
     ({"data": {"size": 60, "crop": 0}}, "stage vae: pictures of 60 pixels, but a latent is 8 pixels wide"),
     ({"data": {"crop": 8}}, "its critics look at 16 or more"),
