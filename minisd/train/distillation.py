@@ -14,6 +14,7 @@ from torch import nn
 
 from minisd import store, surgery
 from minisd.errors import RESOURCE, USAGE, MinisdError
+from minisd.fast.learning import learning
 from minisd.files import put
 from minisd.pipeline import StableDiffusion
 from minisd.train import loop, stages, state
@@ -68,7 +69,7 @@ def run_whole(experiment: Experiment, place: Place, how: str, ranks: Ranks) -> N
     """Build, resume, measure what is untrained, train, export."""
     run = prepared(experiment, place, ranks)
     notes = resume(run, how)
-    with attention(run):                          # of all that is encoded, too: it rounds otherwise
+    with attention(run), learning(run.task.trained()):  # of all that is encoded, too: it rounds otherwise
         if ranks.first:
             put(place.out / RECIPE, json.dumps(asdict(experiment), indent=1))
             print(*(f"{experiment.name}: {note}" for note in notes), sep="\n")

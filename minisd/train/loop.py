@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from minisd import heap
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.fast.learning import learning
 from minisd.train import gradients, memory, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
@@ -93,8 +92,7 @@ def fit(run: Run) -> None:
     so each is there once, whenever the run was killed.
     """
     cfg = run.cfg
-    with (interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False),
-          learning(run.task.trained())):
+    with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False):
         if cfg.weights == "bf16" and run.device.type == "cpu":
             memory.hold()
         ahead = prefetched(run, reader)

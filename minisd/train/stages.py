@@ -18,6 +18,7 @@ from minisd import store
 from minisd.config import ModelConfig
 from minisd.devices import pick_device
 from minisd.errors import RESOURCE, MinisdError
+from minisd.fast.learning import learning
 from minisd.text import tokenizer_of
 from minisd.train import loop, personal, state
 from minisd.train.config import Recipe, Stage
@@ -75,7 +76,8 @@ def train_stage(recipe: Recipe, stage: Stage, data: Path, out: Path, how: str, d
             for note in (*resume(run, how), *remarks(cfg, pictures, held_out)):
                 print(f"{stage.name}: {note}")
             # Short sequences: the plain attention's backward pass is the faster one on the CPU.
-            with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            plainly = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+            with plainly, learning(task.trained()):
                 loop.fit(run)
             task.export(out / MODEL)
         (folder / FINISHED).touch()
@@ -90,10 +92,10 @@ def tune(recipe: Recipe, stage: Stage, data: tuple[Pictures, Pictures], out: Pat
     told = settings(recipe, stage, sd.cfg, data[0].rows) | {"base": fingerprint[:16]}
     run = loop.Run(out / stage.name, task, batches, stage.train, recipe.seed,
                    state.State.new(task.trained(), stage.train, rates), told)
-    learning = sum(p.numel() for p in run.state.params.values())
-    for note in (*resume(run, how), *remarks(sd.cfg, *data), f"{learning:,} parameters learn"):
+    count = sum(p.numel() for p in run.state.params.values())
+    for note in (*resume(run, how), *remarks(sd.cfg, *data), f"{count:,} parameters learn"):
         print(f"{stage.name}: {note}")
-    with attention(sd.device, stage.data.size // sd.cfg.vae.factor):
+    with attention(sd.device, stage.data.size // sd.cfg.vae.factor), learning(task.trained()):
         if run.state.step == 0 and not read_metrics(run.folder / loop.METRICS):
             loop.show(run)
         loop.fit(run)
