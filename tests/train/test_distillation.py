@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from minisd import store
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, USAGE, MinisdError
+from minisd.fast import backward, columns, learning
+from minisd.fast.onednn import computes
 from minisd.train import distillation, loop, state
 from minisd.train.config import DataConfig, Preview, TrainConfig
 from minisd.train.distillation import Place, distill, take_home
@@ -58,6 +60,25 @@ def failure(work):
     with pytest.raises(MinisdError) as error:
         work()
     return error.value
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not computes(torch.bfloat16), reason="oneDNN does not compute in bfloat16 here")
+def test_gradients_of_its_own_go_on_to_the_bit(experiment, place, tmp_path, monkeypatch):
+    """As students of full size are trained: 4 steps are 2, and 2 more in a run that goes on."""
+    entered = []
+    for function in (columns.Columns, backward.Attended):
+        monkeypatch.setattr(function, "apply", lambda *args, own=function.apply: entered.append(own) or own(*args))
+    for module, name in ((columns, "MANY"), (backward, "LARGE")):
+        monkeypatch.setattr(module, name, 1)
+    monkeypatch.setattr(learning, "worthwhile", lambda: True)
+    options = {"dtype": "bf16", "weights": "bf16", "recompute": True, "preview_every": 0}
+    distill(experiment(**options), place(tmp_path / "whole"), "auto")
+    assert len(set(entered)) == 2
+    for steps in (2, 4):
+        distill(experiment(steps=steps, **options), place(tmp_path / "parts"), "auto")
+    whole, parts = (load_file(tmp_path / name / "checkpoint-4" / "params.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 def test_a_run_and_its_student(experiment, place, teacher, tmp_path, capsys):
