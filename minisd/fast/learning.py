@@ -20,18 +20,19 @@ from minisd.layers import Attention
 @contextmanager
 def learning(network: nn.Module) -> Iterator[None]:
     """While this is entered, a network that learns computes faster."""
-    before = {module: type(module) for module in network.modules()}
+    before = {module: type(module) for module in network.modules() if faster(module) is not type(module)}
     try:
-        for module, kind in before.items():
-            module.__class__ = faster(module, kind)
+        for module in before:
+            module.__class__ = faster(module)
         yield
     finally:
         for module, kind in before.items():
             module.__class__ = kind
 
 
-def faster(module: nn.Module, kind: type[nn.Module]) -> type[nn.Module]:
+def faster(module: nn.Module) -> type[nn.Module]:
     """The class that a module has meanwhile."""
+    kind = type(module)
     if kind is nn.Conv2d and suited(cast(nn.Conv2d, module)):
         return ColumnConv2d
     if kind is Attention and worthwhile():
