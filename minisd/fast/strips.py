@@ -17,7 +17,7 @@ from minisd.vae import Decoder, Stage
 from minisd.vae_tiling import Rows, convolved, enlarged, gathered, normed, passed, those_of
 
 LARGE = 1 << 17                                   # pixels of the picture: fewer are decoded whole, so many at once
-STRIP = 1 << 14                                   # pixels at a time, of which a layer's fit a cache
+STRIP = 1 << 13                                   # pixels at a time, of which a layer's fit a cache
 
 
 class StripDecoder(Decoder):
