@@ -1,7 +1,6 @@
 """Pictures: opened safely whatever their kind, made tensors in [-1, 1] and back, laid in grids, written."""
 
 import hashlib
-import io
 import math
 import os
 import re
@@ -12,10 +11,10 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from minisd.errors import RESOURCE, MinisdError
+from minisd.png import png
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")   # other decoders are never tried
 MAX_PIXELS = 64 * 1024 * 1024
@@ -120,16 +119,6 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     for n, image in enumerate(images):
         sheet.paste(image, (n % columns * width, n // columns * height))
     return sheet
-
-
-def png(image: Image.Image, text: Mapping[str, str] | None = None, small: bool = False) -> bytes:
-    """A PNG file with text chunks; a small one takes longer to make."""
-    info = PngInfo()
-    for key, value in (text or {}).items():       # what latin-1 cannot say becomes an iTXt chunk, in UTF-8
-        info.add_text(key, value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8"))
-    whole = io.BytesIO()
-    image.save(whole, "PNG", pnginfo=info, optimize=small)
-    return whole.getvalue()
 
 
 def write_png(image: Image.Image, folder: Path, label: str, text: Mapping[str, str],

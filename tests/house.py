@@ -69,7 +69,7 @@ FLOORS = (
     Floor("words", ("minisd.errors", "minisd.files", "minisd.config", "minisd.schema", "minisd.sites", "minisd.prompt",
                     "minisd.shares", "minisd.devices", "minisd.heap", "minisd.samplers.schedule")),
     Floor("parts", ("minisd.layers", "minisd.bpe", "minisd.tokenizer", "minisd.images", "minisd.command",
-                     "minisd.labels"),
+                     "minisd.labels", "minisd.png"),
           ("words",)),
     Floor("models", MODELS, ("words", "parts")),
     Floor("methods", ("minisd.samplers",), ("words",)),

@@ -21,9 +21,10 @@ from minisd.evaluate.protocol import protocol_hash
 from minisd.evaluate.similarity import psnr, ssim
 from minisd.fast.clock import Clock
 from minisd.files import put
-from minisd.images import png, to_tensor
+from minisd.images import to_tensor
 from minisd.models import name_of
 from minisd.pipeline import StableDiffusion
+from minisd.png import png
 from minisd.store import find, fingerprint, load
 
 EXACT = Way("exact")

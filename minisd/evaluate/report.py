@@ -19,8 +19,9 @@ from minisd.evaluate.figure import Figure
 from minisd.evaluate.options import REPORT, Options
 from minisd.evaluate.sheet import sheet
 from minisd.files import put
-from minisd.images import png, to_tensor
+from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion
+from minisd.png import png
 from minisd.store import find, fingerprint, load, load_modules
 from minisd.train.config import Recipe
 from minisd.vae import VAE

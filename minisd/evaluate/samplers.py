@@ -19,8 +19,9 @@ from minisd.evaluate.samplers_brisque import Brisque
 from minisd.evaluate.samplers_options import CSV, CURVES, TABLE, SamplersOptions
 from minisd.evaluate.similarity import psnr, ssim
 from minisd.files import put
-from minisd.images import png, to_tensor
+from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion
+from minisd.png import png
 from minisd.samplers.info import adds_noise
 from minisd.samplers.recipes import sampler
 from minisd.store import find, fingerprint, load

@@ -13,8 +13,8 @@ from minisd import __version__
 from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.files import put
-from minisd.images import png
 from minisd.metadata import Drawn, read_drawn
+from minisd.png import png
 from minisd.shares import Share
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from minisd.config import text_parts
 from minisd.drawing import STANDARD
 from minisd.evaluate.sheet import sheet
 from minisd.files import put
-from minisd.images import GAP, grid, png
+from minisd.images import GAP, grid
 from minisd.pipeline import StableDiffusion
+from minisd.png import png
 
 
 def side_by_side(prompts: Sequence[str], drawn: Sequence[Sequence[Image.Image]], step: int) -> Image.Image:
