@@ -34,6 +34,7 @@ from minisd.fast.eightbit import eight_bit  # noqa: E402
 from minisd.fast.merging import merged  # noqa: E402
 from minisd.fast.passes import quicken  # noqa: E402
 from minisd.fast.reuse import DEEP, Outermost  # noqa: E402
+from minisd.files import put  # noqa: E402
 from minisd.sites import Sites  # noqa: E402
 from minisd.unet import UNet  # noqa: E402
 
@@ -147,9 +148,7 @@ def write(path: Path, rows: list[Row]) -> None:
     if before["machine"] != machine:
         raise SystemExit(f"{path} is of {before['machine']}, this is {machine}: give another --out")
     found = {(row["way"], row["dtype"], row["pixels"]): row for row in (*before["rows"], *map(asdict, rows))}
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps({"machine": machine, "rows": list(found.values())}, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    put(path, json.dumps({"machine": machine, "rows": list(found.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -118,8 +118,9 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import redirect_stdout
 
+    from minisd import heap
     from minisd.fast.learning import learning
-    from minisd.train import loop, memory
+    from minisd.train import loop
     from minisd.train.config import DataConfig, TrainConfig
     from minisd.train.distillation import Place, attention, prepared
     from minisd.train.experiment import Experiment
@@ -129,7 +130,7 @@ def our_step(weights: Path, folder: Path, side: int, rounded: bool):
     with redirect_stdout(sys.stderr):
         run = prepared(experiment, Place(folder, folder / "out", folder / "cache"), ALONE)
     if rounded:
-        memory.hold()
+        heap.hold()
     ahead = loop.prefetched(run, ThreadPoolExecutor(1))
 
     def step() -> dict[str, float]:

@@ -15,6 +15,7 @@ from speed import machine
 sys.path.insert(0, str(HERE.parent))
 
 from minisd.evaluate.curves import Panel, curves
+from minisd.files import put
 from minisd.samplers.recipes import NAMES, sampler
 
 STEP, DECODING, PICTURE, SAMPLER = "guided UNet step", "VAE decoding", "whole picture", "sampler"
@@ -83,10 +84,7 @@ def keep(path: Path, point: Point) -> None:
     """The file with one point more, whole or not at all."""
     others = [one for one in kept(path) if (one.axis, one.job, one.x) != (point.axis, point.job, point.x)]
     points = sorted([*others, point], key=lambda p: (list(AXES).index(p.axis), AXES[p.axis].jobs.index(p.job), p.x))
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps({"machine": machine(), "points": [asdict(one) for one in points]}, indent=1) + "\n",
-                     encoding="utf-8")
-    fresh.replace(path)
+    put(path, json.dumps({"machine": machine(), "points": [asdict(one) for one in points]}, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------- what is told

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minisd import heap
 from minisd.errors import INTERRUPTED, NUMERICAL, RESOURCE, MinisdError
-from minisd.train import gradients, memory, optim, rounding, state
+from minisd.train import gradients, optim, rounding, state
 from minisd.train.board import Board
 from minisd.train.config import TrainConfig
 from minisd.train.data import Batch
@@ -94,7 +94,7 @@ def fit(run: Run) -> None:
     cfg = run.cfg
     with interrupts() as interrupted, reading_thread() as reader, bar(run) as progress, told(asking=False):
         if cfg.weights == "bf16" and run.device.type == "cpu":
-            memory.hold()
+            heap.hold()
         ahead = prefetched(run, reader)
         while run.state.step < cfg.steps:
             update(run, ahead)

@@ -25,9 +25,10 @@ from minisd.train import optim
 from minisd.train.config import TrainConfig
 from minisd.train.recompute import lighten
 from minisd.train.replicated import Replicated
+from minisd.train.rounding import MOMENTS
 
 PREFIX, HIDDEN, MANIFEST = "checkpoint-", ".tmp-", "manifest.json"
-COUNT, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
+COUNT = "step"                                    # of an optimiser's updates, beside the moments
 COPIES = 4                                        # of a parameter: itself, its average and two moments
 
 

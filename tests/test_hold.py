@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 FREED_AGAIN = """
 import resource
 import sys
 import torch
-from minisd.train.memory import hold
+from minisd.heap import hold
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
