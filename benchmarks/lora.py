@@ -2,9 +2,10 @@
 
 The weights are those of `benchmarks/weights.py`, and are made where there are none. The LoRAs are kohya's usual ones:
 rank 16 beside all 264 modules of the UNet's transformers and the text encoder, in half precision. Both libraries have
-a process, and take turns. What a LoRA costs is the shortest UNet step with it less the shortest without one; a
-training step is of one new LoRA of rank 16 beside all attentions, with AdamW; a picture is one of 512 px in bfloat16
-with one LoRA, its memory that of the process. All else is float32.
+a process, and take turns. What a LoRA costs is a UNet step with it less one without in the same round, the median of
+all rounds; what a merged one seems to cost is the noise of that. A training step is of one new LoRA of rank 16 beside
+all attentions, with AdamW; a picture is one of 512 px in bfloat16 with one LoRA, its memory that of the process. All
+else is float32.
 
 Where a machine is only to be had for minutes, calls with `--more` add up: their pairs join those of the file, which is
 written after every pair.
@@ -29,7 +30,7 @@ ROWS = ("attach", "step", "picture", "train")
 NAMES = ("style", "face", "light")
 # The LoRAs worn, and whether merged; outputs of the last are compared.
 WORN = {"none": (NAMES[:0], False), "merged": (NAMES, True), "one": (NAMES[:1], False), "three": (NAMES, False)}
-ROUNDS = 2                                            # of all that is worn, in one process
+ROUNDS = 4                                            # of all that is worn, in one process
 ALIKE = 1e-3                                          # of the outputs' deviation
 Seconds = dict[str, list[float]]                      # of every repeat, by library or by what is worn
 Figures = dict[str, Any]                              # a row as the file has it
@@ -100,8 +101,8 @@ def attached(options: argparse.Namespace, files: dict[str, str], had: Figures) -
 def stepped(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
     """Seconds of a UNet step by what is worn, what each adds, and how outputs differ.
 
-    A LoRA adds a few hundredths: less than what else a machine does. That only ever adds, so the shortest steps count;
-    and each library has the machine's memory to itself, since what is mapped of a file may else be read again.
+    A LoRA adds a few hundredths: less than what a machine's speed changes by in minutes, so only steps of one round are
+    compared. Each library has the machine's memory to itself, since what is mapped of a file may else be read again.
     """
     seconds = had.get("seconds", {name: {worn: [] for worn in WORN} for name in (OURS, THEIRS)})
     differs = had.get("difference", 0.0)
@@ -124,9 +125,9 @@ def go_round(ask: Any, files: dict[str, str], seconds: Seconds) -> None:
 
 
 def added(seconds: dict[str, Seconds]) -> dict[str, dict[str, float]]:
-    """What each adds to the step without."""
-    return {name: {worn: min(taken) - min(by_worn["none"]) for worn, taken in by_worn.items() if worn != "none"}
-            for name, by_worn in seconds.items()}
+    """What each adds to the step without: the median over rounds."""
+    return {name: {worn: median(a - b for a, b in zip(taken, by_worn["none"], strict=True))
+                   for worn, taken in by_worn.items() if worn != "none"} for name, by_worn in seconds.items()}
 
 
 def drawn(options: argparse.Namespace, files: dict[str, str], had: Figures) -> Iterator[Figures]:
@@ -200,7 +201,7 @@ def lines_with_memory(row: dict[str, Any], what: str) -> Iterator[str]:
 def step_line(step: dict[str, Any], worn: str) -> str:
     """A step without any; or what LoRAs add to one."""
     if worn == "none":
-        ours, theirs = (min(step["seconds"][name]["none"]) for name in (OURS, THEIRS))
+        ours, theirs = (median(step["seconds"][name]["none"]) for name in (OURS, THEIRS))
         return f"| a UNet step without | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.2f} |"
     ours, theirs = (step["added"][name][worn] for name in (OURS, THEIRS))
     times = "" if WORN[worn][1] else f"**{theirs / ours:.2f}**"          # merged, what is left is noise
