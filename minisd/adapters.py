@@ -98,6 +98,7 @@ def must_fit(entry: Entry, module: nn.Module, source: str | Path, place: Place) 
 
 
 # ---------------------------------------------------------------- on and off
+@torch.inference_mode(False)                      # inside it, too, they are weights like any others
 def add_lora(sd: StableDiffusion, source: str | Path, strength: Weights = 1.0, name: str | None = None,
              allow_unused: bool = False) -> str:
     """Attach a LoRA file to a pipeline's UNet and text encoders, and return the name it has there; see `fitting`.

@@ -48,6 +48,7 @@ def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
 
 
+@torch.inference_mode(False)                      # inside it, too, they are weights like any others
 def attach(model: nn.Module, spec: LoRASpec, generator: torch.Generator) -> list[nn.Parameter]:
     """A new adapter, which adds nothing until it is trained: `down` is drawn, `up` is 0. Returns its parameters."""
     passes.plain(model)
@@ -66,6 +67,7 @@ def begun(module: nn.Module, spec: LoRASpec, generator: torch.Generator) -> LowR
     return LowRank(down.to(weight.device), up.to(weight.device), alpha)
 
 
+@torch.inference_mode(False)
 def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
     """Lay an adapter's side paths beside the modules of these paths."""
     if name in adapters(model):
@@ -77,6 +79,7 @@ def put(model: nn.Module, name: str, sides: Mapping[str, Side]) -> None:
         host.lora[name] = side.to(host.weight.device)  # its strength too, which is made on the CPU
 
 
+@torch.inference_mode(False)
 def detach(model: nn.Module, name: str) -> dict[str, Side]:
     """Take an adapter away; a module that no other is beside is itself again. Returns the side paths."""
     taken: dict[str, Side] = {}
@@ -116,6 +119,7 @@ class Merged:
             self.model.set_submodule(path, host)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def merge(model: nn.Module) -> Merged:
     """Put plain modules with the sum of weight and side paths in place: no cost at all in use.

@@ -150,6 +150,24 @@ def test_off_it_is_the_model_without_to_the_bit(folder: Path) -> None:
         remove_lora(sd, "three")
 
 
+def test_loras_may_be_put_on_in_inference_mode(folder: Path) -> None:
+    sd = store.load(folder / "tiny", "cpu", "float32")
+    first = answer(sd, True)
+    with torch.inference_mode():
+        names = [add_lora(sd, folder / f"{name}.safetensors") for name in ("one", "two")]
+    beside = answer(sd, True)
+    with torch.inference_mode():
+        merged = merge_loras(sd)
+    assert not any(tensor.is_inference() for tensor in bits(sd).values())
+    assert_close("merged", answer(sd, True)[0], beside[0], 2e-5)
+    merged.undo()
+    assert torch.equal(answer(sd, True)[0], beside[0])
+    with torch.inference_mode():
+        for name in names:
+            remove_lora(sd, name)
+    assert torch.equal(answer(sd, True)[0], first[0])
+
+
 # --- pruned UNets ---
 
 
