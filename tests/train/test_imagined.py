@@ -25,12 +25,13 @@ def imagined(sd, tmp_path):
 
 def test_the_latents_are_the_pipelines(sd, imagined):
     made = imagined()
-    batch, last = made.batch([0]), []
-    place = CAPTIONS.index(batch.captions[0])
-    sd.draw([sd.drawing(CAPTIONS[place], "", 2, 2.0, "euler a", 5 + place)], lambda x, _: last.append(x) or x)
-    assert torch.equal(batch.latents.sample(torch.zeros(1, 4, 8, 8)) * MODEL.latent_scale,
+    batch, last = made.batch([0, 1, 2]), []
+    places = [CAPTIONS.index(caption) for caption in batch.captions]
+    drawings = [sd.drawing(CAPTIONS[place], "", 2, 2.0, "euler a", 5 + place) for place in places]
+    sd.draw(drawings, lambda x, _: last.append(x) or x)
+    assert torch.equal(batch.latents.sample(torch.zeros(3, 4, 8, 8)) * MODEL.latent_scale,
                        last[-1] / MODEL.latent_scale * MODEL.latent_scale)
-    noise = torch.randn(1, 4, 8, 8)
+    noise = torch.randn(3, 4, 8, 8)
     torch.testing.assert_close(batch.latents.sample(noise), batch.latents.mean, rtol=0, atol=1e-10)
 
 
@@ -48,3 +49,17 @@ def test_each_is_drawn_once_and_anew_for_another_manner(imagined, monkeypatch):
         assert torch.equal(imagined().batch([0, 1, 2]).latents.mean, first)
     other = imagined(Preview(steps=3, guidance=2.0, sampler="euler a", seed=5)).batch([0, 1, 2]).latents.mean
     assert not torch.equal(other, first)
+
+
+def test_the_first_epochs_neighbours_are_drawn_at_once_whoever_is_asked_for(imagined, monkeypatch, tmp_path):
+    monkeypatch.setattr("minisd.train.imagined.TOGETHER", 2)
+    asked, inner = [], Imagined.draw
+    monkeypatch.setattr(Imagined, "draw", lambda self, group: asked.append(group) or inner(self, group))
+    made = imagined()
+    order = [made.order(n) for n in range(3)]
+    whole = made.batch([0, 1, 2]).latents.mean
+    assert asked == [order[:2], order[2:]]
+    lost = made.latents.path(made.content(order[0]))
+    lost.unlink()
+    assert torch.equal(imagined().batch([1, 0]).latents.mean, whole[[1, 0]])
+    assert asked[2:] == [order[:2]] and lost.is_file()
