@@ -17,8 +17,8 @@ from torch.optim.adamw import adamw
 
 from minisd.train.draws import Purpose, stream
 
-PIECE = {"cpu": 1 << 17, "cuda": 1 << 22}         # numbers at a time: what the caches hold; few launches
-TAPE = 32                                         # pieces that random bits are drawn for, at most
+PIECE = {"cpu": 1 << 18, "cuda": 1 << 22}         # numbers at a time: what the caches hold; few launches
+TAPE = 8                                          # pieces that random bits are drawn for, at most
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LOW = 16                                          # bits of a float32 that a bfloat16 lacks
 
