@@ -173,7 +173,7 @@ KINDS = {
 
 def family_of(cfg: UNetConfig) -> str:
     """In words: the preset's, or the one that a shape of no name is akin to."""
-    kin = "SDXL-like" if cfg.label_dim is not None else "SD2-like" if cfg.linear_proj else "SD1-like"
+    kin = ("SDXL-like" if cfg.label_dim else "SD2-like") if cfg.linear_proj else "SD1-like"
     return FAMILIES.get(preset_of(cfg) or "", kin)
 
 

@@ -2,6 +2,9 @@
 
 PyTorch's own kernel keeps the scores out of memory as well, but multiplies by MKL, which on AMD's processors is slow.
 On processors with AMX it multiplies by that, and is the faster.
+
+In bfloat16 a product's numbers are rounded to eight bits, scores too. So about the largest score of each query is
+subtracted within the product, as one more column: then those are small that weigh, and are rounded as finely.
 """
 
 import math
@@ -16,7 +19,9 @@ from minisd.layers import Attention
 
 LARGE = 1 << 19                                   # scores: fewer are left to PyTorch
 CHUNK = 1 << 20                                   # scores that fit a cache
-MODEST = 64.0                                     # scores whose powers of 2 neither overflow nor vanish, nor their sums
+SEEN = 256                                        # keys, of as many as there are, that tell about the largest score
+SUMS = 8                                          # columns that sum the weights; one would do, but 8 are quicker
+SAFE = 100.0                                      # powers of 2 that do not overflow, nor do their sums
 ROWS = 64                                         # queries at least, however many keys: each pass reads all of those
 AMX = "amx_bf16"
 
@@ -27,7 +32,7 @@ def worthwhile() -> bool:
 
 
 class ChunkedAttention(Attention):
-    """The same projections; scores and their powers in float32."""
+    """The same projections."""
 
     def forward(self, x: Tensor, context: Tensor, causal: bool = False) -> Tensor:  # [b, n, dim], [b, m, context_dim]
         if causal or not inferring():
@@ -55,16 +60,63 @@ one_operator.register_fake(lambda q, k, v, heads: torch.empty_like(q))
 
 def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
-    rows = min(max(CHUNK // len(k), ROWS), len(q))
-    scale = q.shape[1] ** -0.5 / math.log(2)      # 2 ** x is quicker than e ** x
-    modest = bool(scale * longest(q) * longest(k) < MODEST)
-    keys, values = packed(k.float(), rows), packed(torch.cat([v, v.new_ones(len(v), 1)], dim=1).t(), rows)
-    for part, out in zip(q.split(rows), y.split(rows), strict=True):
-        scores = product(part.float() * scale, keys)   # [rows, m]
-        if not modest:
-            scores -= scores.amax(dim=1, keepdim=True)
-        sums = product(scores.exp2_().to(v.dtype), values)           # [rows, d + 1], the weights' own sum the last
-        torch.div(sums[:, :-1], sums[:, -1:], out=out)
+    rows, d = at_once(len(q), len(k)), v.shape[1]
+    queries, keys = exponents(q, k, tops(q, k, rows), rows)
+    values = packed(torch.cat([v, v.new_ones(len(v), SUMS)], dim=1).t(), rows)
+    for part, out in zip(queries.split(rows), y.split(rows), strict=True):
+        sums = product(keys(part).exp2_(), values)                   # [rows, d + SUMS]
+        torch.div(sums[:, :d], sums[:, d:d + 1], out=out)
+
+
+def at_once(queries: int, keys: int) -> int:
+    """Queries of a piece."""
+    return min(max(CHUNK // keys, ROWS), queries)
+
+
+class Across:
+    """Products with the rows of one matrix [m, d]: [rows, d] -> [rows, m]. In bfloat16 all are written to one place."""
+
+    def __init__(self, matrix: Tensor, rows: int):
+        coarse = matrix.dtype == torch.bfloat16
+        self.matrix = matrix.t() if coarse else packed(matrix, rows)
+        self.room = matrix.new_empty(rows, len(matrix)) if coarse else None
+
+    def __call__(self, part: Tensor) -> Tensor:
+        if self.room is None:
+            return product(part, self.matrix)
+        return torch.mm(part, self.matrix, out=self.room[:len(part)])
+
+
+def exponents(q: Tensor, k: Tensor, tops: Tensor, rows: int) -> tuple[Tensor, Across]:
+    """Queries, and what makes the scores less `tops` [n, 1] of them, so many at a time; 2 to the power of those are the
+    weights: [n, d], [m, d] -> [n, d']."""
+    more = summands(-tops, q.dtype)
+    queries = torch.cat([scaled(q).to(q.dtype), *more], dim=1)
+    return queries, Across(torch.cat([k, k.new_ones(len(k), len(more))], dim=1), rows)
+
+
+def summands(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """float32 numbers as a sum of two of this dtype, where one is too coarse."""
+    high = x.to(dtype)
+    return [high] if dtype == x.dtype else [high, (x - high).to(dtype)]
+
+
+def scaled(q: Tensor) -> Tensor:
+    """Queries in float32, so that 2 ** score is meant, which is quicker than e ** score."""
+    return q.float() * (q.shape[1] ** -0.5 / math.log(2))
+
+
+def tops(q: Tensor, k: Tensor, rows: int) -> Tensor:
+    """About the largest score of each query: [n, d], [m, d] -> [n, 1], in float32.
+
+    It is the largest of some keys; where powers might overflow by the others, of all.
+    """
+    wide = scaled(q)
+    found = product(wide, k[::max(len(k) // SEEN, 1)].float()).amax(dim=1, keepdim=True)
+    if longest(wide) * longest(k) - found.amin() > SAFE:
+        keys = packed(k.float(), rows)
+        found = torch.cat([product(part, keys).amax(dim=1, keepdim=True) for part in wide.split(rows)])
+    return found
 
 
 def longest(vectors: Tensor) -> Tensor:

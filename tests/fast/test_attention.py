@@ -18,17 +18,18 @@ def made(dtype: torch.dtype, n: int, m: int) -> tuple[Attention, torch.Tensor, t
     return block.to(dtype), torch.randn(2, n, 32).to(dtype), torch.randn(2, m, 24).to(dtype)
 
 
-@pytest.mark.parametrize("modest", [attention.MODEST, 0.0])          # whether scores are taken as they are
+@pytest.mark.parametrize("safe", [attention.SAFE, -1e9], ids=["about the largest", "the largest"])  # is subtracted
 @pytest.mark.parametrize(("n", "m"), [(64, 64), (100, 77), (9, 300)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
-def test_chunks(dtype: torch.dtype, tolerance: float, n: int, m: int, modest: float,
+def test_chunks(dtype: torch.dtype, tolerance: float, n: int, m: int, safe: float,
                 monkeypatch: pytest.MonkeyPatch) -> None:
     if not serves(torch.zeros(1, dtype=dtype)):
         pytest.skip(f"oneDNN does not compute in {dtype} here")
     monkeypatch.setattr(attention, "LARGE", 640)
     monkeypatch.setattr(attention, "CHUNK", 640)  # several of them, the last one shorter
     monkeypatch.setattr(attention, "ROWS", 3)
-    monkeypatch.setattr(attention, "MODEST", modest)
+    monkeypatch.setattr(attention, "SEEN", 20)
+    monkeypatch.setattr(attention, "SAFE", safe)
     block, x, context = made(dtype, n, m)
     with torch.inference_mode():
         exact = block.double()(x.double(), context.double())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minisd.fast import backward
+from minisd.fast import attention, backward
 from minisd.fast.backward import LearningAttention
 from minisd.fast.onednn import computes
 from minisd.layers import Attention
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(not computes(torch.float32), reason="PyTorch was
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter."""
-    for name, value in {"LARGE": 640, "CHUNK": 640, "ROWS": 3}.items():
-        monkeypatch.setattr(backward, name, value)
+    monkeypatch.setattr(backward, "LARGE", 640)
+    for name, value in {"CHUNK": 640, "ROWS": 3, "SEEN": 20}.items():
+        monkeypatch.setattr(attention, name, value)
 
 
 def made(kind: type[Attention], weights: torch.dtype) -> Attention:
@@ -49,16 +50,16 @@ def off(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).square().mean().sqrt() / exact.std())
 
 
-@pytest.mark.parametrize("modest", [backward.MODEST, 0.0])           # whether scores are taken as they are
+@pytest.mark.parametrize("safe", [attention.SAFE, -1e9], ids=["about the largest", "the largest"])  # is subtracted
 @pytest.mark.parametrize(("n", "m"), [(64, 64), (100, 77), (9, 300)])
 @pytest.mark.parametrize(("weights", "dtype", "tolerance"), [
     (torch.float32, torch.float32, 1e-5), (torch.bfloat16, torch.bfloat16, 3e-2),
     (torch.float32, torch.bfloat16, 3e-2)], ids=str)
-def test_gradients(weights: torch.dtype, dtype: torch.dtype, tolerance: float, n: int, m: int, modest: float,
+def test_gradients(weights: torch.dtype, dtype: torch.dtype, tolerance: float, n: int, m: int, safe: float,
                    monkeypatch: pytest.MonkeyPatch) -> None:
     if not computes(dtype):
         pytest.skip(f"oneDNN does not compute in {dtype} here")
-    monkeypatch.setattr(backward, "MODEST", modest)
+    monkeypatch.setattr(attention, "SAFE", safe)
     exact = taught(made(Attention, torch.float64), torch.float64, n, m)
     usual, found = (taught(made(kind, weights), dtype, n, m) for kind in (Attention, LearningAttention))
     assert [one.dtype for one in found] == [one.dtype for one in usual]
