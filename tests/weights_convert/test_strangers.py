@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import FAMILIES, forgetful, model, same, saved
 
+from minisd import store
 from minisd.errors import MinisdError
 from weights_convert.__main__ import main
 from weights_convert.looks import difference
@@ -93,6 +94,7 @@ def test_a_checkpoint_with_its_controlnet(tmp_path):
 def test_shapes_without_a_name_are_told_by_their_kin():
     assert model("bk-base").family == "SD1-like checkpoint"
     assert model("sd21", only=("unet",)).family == "SD2-like unet alone"
+    assert open_model(store.find("emoji")).family == "SD1-like checkpoint"        # a label alone makes no SDXL
 
 
 def test_a_difference_in_the_dtype_only_is_said():
