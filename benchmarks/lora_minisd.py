@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from minisd import adapters, attach
+from minisd.fast.beside import keeping
 
 
 class Contestant(run_minisd.Contestant):
     """The model of a folder, and the LoRAs laid beside it."""
+
+    walking = staticmethod(keeping)               # around the steps of one picture
 
     def __init__(self, folder: str, dtype: str, side: int):
         super().__init__(folder, dtype, side)

@@ -31,10 +31,10 @@ class Worker:
         return {"seconds": seconds}
 
     def step(self, files: list[str], merged: bool) -> dict[str, Any]:
-        """The UNet on a pair, wearing these LoRAs."""
+        """The UNet on a pair, wearing these LoRAs, as in the middle of a picture."""
         self.model.wear(files, merged)
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self.model.walking():
             for _ in range(TRIES):
                 start = perf_counter()
                 self.output = self.model.unet()

@@ -3,6 +3,7 @@
 A module with side paths holds the very parameters of the plain one that it stands for; see `attach` for the swapping.
 """
 
+from copy import copy
 from typing import TypeVar, cast
 
 import torch
@@ -169,7 +170,7 @@ def plain(host: Host) -> nn.Linear | nn.Conv2d:
 def alike(kind: type[M], module: nn.Module) -> M:
     """A module of another class with all that this one has: parameters are shared, the lists of them are not."""
     other = kind.__new__(kind)
-    vars(other).update({name: dict(value) if isinstance(value, dict) else value
+    vars(other).update({name: copy(value) if isinstance(value, dict) else value
                         for name, value in vars(module).items()})
     return other
 

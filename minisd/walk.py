@@ -15,6 +15,7 @@ from minisd.conditions import denoiser_of, extra_channels
 from minisd.control import Walk
 from minisd.drawing import Drawing
 from minisd.errors import USAGE, MinisdError
+from minisd.fast.beside import keeping
 from minisd.images import to_images, to_tensor
 from minisd.models import Models
 from minisd.samplers.denoiser import inpainting
@@ -61,7 +62,8 @@ def walk(models: Models, drawings: Sequence[Drawing], way: Walk, ground: Ground,
     denoise = denoiser_of(models, drawings, schedule, way.skipped, ground.extra)
     if ground.known is not None and ground.mask is not None:
         denoise = inpainting(denoise, ground.known, ground.mask, ground.start)
-    x = sample(recipe.solver, denoise, x, schedule, table, noise=ground.noise, first=way.skipped, on_step=on_step)
+    with keeping():
+        x = sample(recipe.solver, denoise, x, schedule, table, noise=ground.noise, first=way.skipped, on_step=on_step)
     x = x / schedule[-1].scale                    # where a little noise is left, the VAE is given what DDPM calls x
     return x if ground.known is None or ground.mask is None else torch.where(ground.mask, x, ground.known)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model
@@ -18,6 +19,8 @@ from minisd import attach, store, surgery
 from minisd.adapters import add_lora, fitting, merge_loras, parts, remove_lora, side_of, weigh_lora
 from minisd.config import BK_TINY, CLIP_L, SD15, TINY, TINY_MODEL, ModelConfig
 from minisd.errors import MinisdError
+from minisd.fast import beside
+from minisd.fast.onednn import serves
 from minisd.fast.passes import quicken
 from minisd.lora import PLAIN, LowRank
 from minisd.pipeline import StableDiffusion
@@ -122,6 +125,25 @@ def test_merged_undone_and_taken_off_to_the_bit(folder: Path, dtype: str, quick:
     for name in names:
         remove_lora(sd, name)
     assert same(bits(sd), before) and all(map(torch.equal, answer(sd, quick), first))
+
+
+@pytest.mark.skipif(not serves(torch.zeros(1)), reason="PyTorch was built without oneDNN")
+def test_a_walk_adds_up_once_however_many_steps_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sd, calls = store.load(folder / "tiny", "cpu", "float32"), []
+    add_lora(sd, folder / "one.safetensors")
+
+    def counted(*of: Any) -> beside.Sum:
+        calls.append(1)
+        return summed(*of)
+
+    summed = beside.summed
+    monkeypatch.setattr(beside, "summed", counted)
+    found = {}
+    for steps in (2, 6):
+        calls.clear()
+        sd.txt2img("a cat", steps=steps)
+        found[steps] = len(calls)
+    assert found[2] == found[6] > 0
 
 
 def test_merged_weights_are_the_sums_by_their_strengths(folder: Path) -> None:

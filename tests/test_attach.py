@@ -59,6 +59,20 @@ def test_a_new_adapter_adds_nothing_and_alone_is_trained(unet: UNet) -> None:
     assert len(named) == len(new) == 16 * 2 * 4 * 2  # transformers, attentions, q k v out, sides
 
 
+def test_hooks_go_on_a_module_with_side_paths_and_stay_there(unet: UNet) -> None:
+    calls: list[str] = []
+    layer, path = unet.mid.attn[0].layers[0].self_attn, "mid.attn.0.layers.0.self_attn.q"
+    layer.q.register_forward_hook(lambda *_: calls.append("before"))
+    trained(unet, "style", (path,))
+    hook = layer.q.register_forward_hook(lambda *_: calls.append("beside"))
+    ask(unet)
+    assert calls == ["before", "beside"]
+    hook.remove()
+    attach.detach(unet, "style")
+    ask(unet)
+    assert calls == ["before", "beside", "before"]
+
+
 def test_targets_are_patterns_and_each_finds_something(unet: UNet) -> None:
     assert attach.targets(unet, ("mid.attn.0.layers.0.self_attn.q",)) == ["mid.attn.0.layers.0.self_attn.q"]
     assert all(".res." in path for path in attach.targets(unet, ("up.?.res.*.conv?",)))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import cast
 
 import pytest
@@ -148,13 +149,14 @@ class Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         y = func(*args, **(kwargs or {}))
-        self.sizes |= {y.numel()} if isinstance(y, Tensor) and y._base is None else set()
+        lent = {one.data_ptr() for one in args if isinstance(one, Tensor)}
+        self.sizes |= {y.numel()} if isinstance(y, Tensor) and y.data_ptr() not in lent else set()
         return y
 
 
 @pytest.mark.parametrize(("width", "out", "summed"), [
     (320, 320, True), (320, 2560, True), (640, 640, True), (768, 640, True), (640, 5120, False), (1280, 1280, False)])
-def test_the_smaller_sum_is_made_whatever_the_batch_and_nothing_is_kept(width: int, out: int, summed: bool) -> None:
+def test_the_smaller_sum_is_made_whatever_the_batch(width: int, out: int, summed: bool) -> None:
     """At the widths of SD1.5; a picture would else have other bits in another batch."""
     model = dressed(nn.Linear(width, out), [LowRank(drawn(RANK, width), drawn(out, RANK), 3.0)], torch.float32)
     before = dict(vars(model[0]))
@@ -163,20 +165,37 @@ def test_the_smaller_sum_is_made_whatever_the_batch_and_nothing_is_kept(width: i
             found(model, torch.empty(1, rows, width))
         assert (width * out in made.sizes) == summed and (rows * RANK in made.sizes) != summed
     assert vars(model[0]) == before
+    with beside.keeping(), Made() as made:
+        found(model, torch.empty(1, 7, width))
+    with Made() as made:
+        found(model, torch.empty(1, 7, width))
+    assert (width * out in made.sizes) == summed      # nothing outlives a walk
+
+
+@pytest.mark.parametrize("sides", BESIDE)
+def test_within_a_walk_a_sum_is_made_once_to_the_same_bits(sides: str, way: str) -> None:
+    model, x = linear(BESIDE[sides]), torch.randn(2, 40, WIDE[0])
+    wanted, (down, up) = found(model, x), WIDE
+    with beside.keeping():
+        first = found(model, x)
+        with Made() as made:
+            again = found(model, x)
+    assert torch.equal(first, wanted) and torch.equal(again, wanted)
+    assert up * down not in made.sizes
 
 
 # --- nothing is out of date ---
 
 
-def changes(model: nn.Module) -> Iterator[str]:
-    """Whatever may happen between two pictures."""
+def changes(model: nn.Module, walking: bool) -> Iterator[str]:
+    """Whatever may happen between two pictures, or within one."""
     side = cast(LowRank, attach.sides(model, "one")["mid.attn.0.layers.0.self_attn.q"])
     attach.reweigh(model, "one", 0.3)
     yield "weighed anew"
     side.strength.fill_(2.0)
     yield "by hand"
-    side.down.data.mul_(3)
-    yield "past autograd's sight"
+    (side.down if walking else side.down.data).mul_(3)
+    yield "another matrix, and between pictures past autograd's sight"
     side.up.data = -side.up.data
     yield "another tensor"
     with torch.inference_mode():
@@ -216,11 +235,17 @@ def told() -> tuple[Tensor, ...]:
             torch.randn(2, 5, TINY.context_dim, generator=draws))
 
 
-def test_every_change_shows_in_the_next_picture(way: str) -> None:
+@pytest.mark.parametrize("walking", [False, True])
+def test_every_change_shows_in_the_next_picture(way: str, walking: bool) -> None:
+    with beside.keeping() if walking else nullcontext():
+        must_show_changes(walking)
+
+
+def must_show_changes(walking: bool) -> None:
     unet = random_model(UNet, TINY, 0).requires_grad_(False)
     put_on(unet, "one", 1)
     last = asked(quicken(unet, packed=False))         # packed weights know no copying
-    for change in changes(unet):
+    for change in changes(unet, walking):
         answer = asked(quicken(unet, packed=False))
         wanted = asked(plain(copy.deepcopy(unet)))
         assert difference(answer, wanted).relative < 1e-5, change
