@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from minisd import attach, surgery, words
 from minisd.attach import Merged
 from minisd.config import ModelConfig, text_parts
+from minisd.drawing.tags import Strength, read_ask
 from minisd.errors import BAD_FILE, MinisdError
 from minisd.lora import Hadamard, Kronecker, LowRank, Side
 from minisd.pipeline import StableDiffusion
-from minisd.tags import Strength, read_ask
 from weights_convert.lora.adapter import Adapter, Entry, Place
 from weights_convert.lora.read import AnotherModel, read_adapter
 

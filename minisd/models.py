@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
 from minisd.errors import NUMERICAL, MinisdError
 from minisd.fast.eightbit import is_small
 from minisd.fast.onednn import dense

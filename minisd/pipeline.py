@@ -7,15 +7,15 @@ from itertools import groupby
 import torch
 from PIL import Image
 
-from minisd.canvas import canvas_of, drawable
-from minisd.control import EXACT, PLAIN, Guide, Hires, Mask, Shortcuts, Start
-from minisd.drawing import STANDARD, Defaults, Drawing
+from minisd.drawing.canvas import canvas_of, drawable
+from minisd.drawing.control import EXACT, PLAIN, Guide, Hires, Mask, Shortcuts, Start
+from minisd.drawing.plan import STANDARD, Defaults, Drawing
+from minisd.drawing.ranges import in_range
+from minisd.drawing.walk import OnStep, draw_latents
 from minisd.fast.passes import quicken
 from minisd.images import album, as_mask, as_picture, fingerprint, to_images
 from minisd.models import Models
-from minisd.ranges import in_range
 from minisd.text import tokenizer_of, window_count
-from minisd.walk import OnStep, draw_latents
 
 NOTHING: Mapping[str, Image.Image] = {}
 

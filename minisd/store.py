@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from minisd.clip import CLIPText, CLIPVision
 from minisd.config import ModelConfig, text_parts
 from minisd.devices import pick_device, pick_dtype
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.fast.eightbit import eight_bit
 from minisd.files import fresh

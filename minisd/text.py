@@ -11,10 +11,10 @@ from torch import Tensor
 
 from minisd.clip import CLIPText, TextStates
 from minisd.config import CLIPTextConfig
+from minisd.drawing.tags import TAG
 from minisd.errors import USAGE, MinisdError
 from minisd.prompt import Reading, read
 from minisd.samplers.denoiser import Conditioning
-from minisd.tags import TAG
 from minisd.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

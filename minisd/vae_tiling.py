@@ -129,8 +129,8 @@ def enlarged(conv: nn.Conv2d, rows: Rows) -> Rows:
 
 def bordered(rows: Rows, start: int, stop: int) -> Tensor:
     """Rows with one more above and below, which are zeros beyond the picture."""
-    x = rows.read(max(start - 1, 0), min(stop + 1, rows.height))
-    return F.pad(x, (0, 0, int(start == 0), int(stop == rows.height)))
+    x, above, below = rows.read(max(start - 1, 0), min(stop + 1, rows.height)), start == 0, stop == rows.height
+    return F.pad(x, (0, 0, int(above), int(below))) if above or below else x      # by nothing it would be copied
 
 
 def passed(change: Callable[[Tensor], Tensor], rows: Rows) -> Rows:

@@ -75,10 +75,8 @@ FLOORS = (
     Floor("methods", ("minisd.samplers",), ("words",)),
     # The converter writes tokenizer files from our merges, and reads native configs strictly, by the schema.
     Floor("converter", ("weights_convert",), ("words", "minisd.bpe")),
-    Floor("use", ("minisd.text", "minisd.drawing", "minisd.metadata", "minisd.store", "minisd.pipeline",
-                  "minisd.ranges", "minisd.control", "minisd.canvas", "minisd.models", "minisd.conditions",
-                  "minisd.walk", "minisd.preview", "minisd.tags", "minisd.adapters", "minisd.wardrobe", "minisd.words",
-                  "minisd.parity"),
+    Floor("use", ("minisd.text", "minisd.drawing", "minisd.store", "minisd.pipeline", "minisd.models",
+                  "minisd.adapters", "minisd.words", "minisd.parity"),
           ("face", "words", "parts", "models", "methods", "converter")),
     Floor("training", ("minisd.train", "minisd.evaluate", "minisd.recipes"),
           ("face", "words", "parts", "models", "methods", "converter", "use")),

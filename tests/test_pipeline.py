@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd import images, models, store
-from minisd.drawing import Guide
+from minisd.drawing.plan import Guide
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval

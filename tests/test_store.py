@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minisd import store
 from minisd.config import CLIPVisionConfig
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import BAD_FILE, NUMERICAL, USAGE, MinisdError
 from minisd.fast.onednn import serves
 from minisd.fast.passes import plain

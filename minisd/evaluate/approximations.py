@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minisd import __version__, labels
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
 from minisd.evaluate.approximations_options import SHEET, TABLE, WAYS, ApproximationsOptions, Way
 from minisd.evaluate.clip_score import Judge, clip_score, cosine, load_judge
 from minisd.evaluate.figure import Figure, mean

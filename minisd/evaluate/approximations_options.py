@@ -7,8 +7,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from minisd.command import given, shown
-from minisd.control import EXACT, PLAIN, Guide, Shortcuts
-from minisd.drawing import GUIDANCE, SEEDS, STEPS, in_range
+from minisd.drawing.control import EXACT, PLAIN, Guide, Shortcuts
+from minisd.drawing.plan import GUIDANCE, SEEDS, STEPS, in_range
 from minisd.errors import USAGE, MinisdError
 from minisd.files import vacant
 from minisd.samplers.recipes import sampler

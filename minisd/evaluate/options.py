@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from minisd.command import given, shown
-from minisd.drawing import Drawing, in_range
+from minisd.drawing.plan import Drawing, in_range
 from minisd.files import vacant
 
 REPORT = "report.json"

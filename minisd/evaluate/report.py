@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minisd import __version__
 from minisd.devices import pick_device
-from minisd.drawing import Defaults, Drawing
+from minisd.drawing.plan import Defaults, Drawing
 from minisd.evaluate import exam, measures
 from minisd.evaluate.clip_score import Judge, load_judge
 from minisd.evaluate.figure import Figure

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from minisd.command import given, shown
-from minisd.drawing import GUIDANCE, SEEDS, STEPS, in_range
+from minisd.drawing.plan import GUIDANCE, SEEDS, STEPS, in_range
 from minisd.errors import USAGE, MinisdError
 from minisd.files import vacant
 from minisd.samplers.info import adds_noise

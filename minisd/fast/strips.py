@@ -18,10 +18,14 @@ from minisd.vae_tiling import Rows, convolved, enlarged, gathered, normed, passe
 
 LARGE = 1 << 17                                   # pixels of the picture: fewer are decoded whole, so many at once
 STRIP = 1 << 13                                   # pixels at a time, of which a layer's fit a cache
+WIDEST = 1 << 18                                  # pixels of a picture whose largest tensor may be there as a whole
 
 
 class StripDecoder(Decoder):
-    """The same but for rounding, in the memory of about two tensors of full size and of its last blocks' width."""
+    """The same but for rounding, in the memory of about two tensors of full size and of its last blocks' width.
+
+    A picture of at most 512x512 pixels takes three: the one that is as wide as the blocks before is made once.
+    """
 
     def forward(self, z: Tensor) -> Tensor:  # [b, latent_channels, h/8, w/8] -> [b, 3, h, w]
         pixels = z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
@@ -33,7 +37,7 @@ class StripDecoder(Decoder):
 
     def _decode_one(self, z: Tensor) -> Tensor:
         """A large picture."""
-        height = z.shape[2] << len(self.up) - 1
+        pixels = z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
         rows = of(self.mid(self.conv_in(self.latents(z))))
         for stage in cast(Iterable[Stage], self.up):
             heap.trim()                           # what smaller pictures have left, here and in the UNet
@@ -41,7 +45,7 @@ class StripDecoder(Decoder):
                 rows = of(through_block(block, rows))
             if stage.upsample is not None:
                 rows = enlarged(stage.upsample, rows)
-                if rows.height < height:          # at full size it is the largest tensor: computed three times instead
+                if rows.height * rows.width < pixels or pixels <= WIDEST:       # else it is computed three times
                     rows = of(gathered(rows, 0, rows.height, STRIP))
         rows = convolved(self.conv_out, passed(normed(self.norm_out, rows, STRIP), rows))
         return gathered(rows, 0, rows.height, STRIP)

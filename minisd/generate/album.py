@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from minisd import images
-from minisd.canvas import canvas_of
-from minisd.drawing import Drawing
+from minisd.drawing.canvas import canvas_of
+from minisd.drawing.plan import Drawing
 from minisd.generate.drawings import Shot
 from minisd.generate.options import Options
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minisd.config import ModelConfig, Word
+from minisd.drawing.tags import EMBEDDING, taken_out
 from minisd.generate.dictionary import Dictionary
 from minisd.generate.options import MODEL, Options
 from minisd.generate.shelf import Shelf
 from minisd.generate.source import described
 from minisd.samplers.info import sampler_info
 from minisd.store import find
-from minisd.tags import EMBEDDING, taken_out
 from minisd.text import explain, tokenizer_of
 
 

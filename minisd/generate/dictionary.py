@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from minisd.config import ModelConfig
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
+from minisd.drawing.tags import Embedding
 from minisd.generate.shelf import Shelf
-from minisd.tags import Embedding
 from minisd.words import lesson_of, said
 
 log = logging.getLogger(__name__)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from minisd import control
-from minisd.canvas import drawable
-from minisd.control import Fresh, Guide, Mask, Start, Upscaler
-from minisd.drawing import STANDARD, Defaults, Drawing
+from minisd.drawing import control
+from minisd.drawing.canvas import drawable
+from minisd.drawing.control import Fresh, Guide, Mask, Start, Upscaler
+from minisd.drawing.plan import STANDARD, Defaults, Drawing
+from minisd.drawing.ranges import STEPS
+from minisd.drawing.tags import Ask, Embedding, Lora, taken_out
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.options import COUNT, SEED, Hires, Noise, Options, changed
 from minisd.generate.shelf import unlent
 from minisd.prompt import read
-from minisd.ranges import STEPS
-from minisd.tags import Ask, Embedding, Lora, taken_out
 
 SIDE = 512                                        # stands for the model's own size until it is known
 

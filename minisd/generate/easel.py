@@ -10,16 +10,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd import __version__, images, metadata
-from minisd.drawing import Drawing
+from minisd import __version__, images
+from minisd.drawing import metadata
+from minisd.drawing.plan import Drawing
+from minisd.drawing.preview import factors_of, previews
+from minisd.drawing.walk import OnStep
+from minisd.drawing.wardrobe import Wardrobe
 from minisd.errors import RESOURCE, MinisdError
 from minisd.generate.gallery import Place, preview_name, rewrite
 from minisd.pipeline import StableDiffusion
-from minisd.preview import factors_of, previews
 from minisd.samplers.loop import Interval
 from minisd.shares import Share
-from minisd.walk import OnStep
-from minisd.wardrobe import Wardrobe
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from minisd import __version__
-from minisd.drawing import Drawing
+from minisd.drawing.metadata import Drawn, read_drawn
+from minisd.drawing.plan import Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.files import put
-from minisd.metadata import Drawn, read_drawn
 from minisd.png import png
 from minisd.shares import Share
 

@@ -25,12 +25,12 @@ from math import prod
 from typing import Any
 
 from minisd import schema
+from minisd.drawing.tags import EMBEDDING, LORA
 from minisd.errors import USAGE, MinisdError
 from minisd.generate import drawings, request
 from minisd.generate.options import BATCH, GROUPS, MODEL, Many, Options, chosen
 from minisd.generate.shelf import Shelf
 from minisd.shares import Share, share
-from minisd.tags import EMBEDDING, LORA
 
 OPTIONS = [each.name for cls in GROUPS.values() for each in fields(cls)]          # the options of a picture
 LISTS = ("lora", "embedding")                     # those of which a cell may have several

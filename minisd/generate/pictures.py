@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from minisd import images
+from minisd.drawing.metadata import Drawn
+from minisd.drawing.wardrobe import wardrobe_of
 from minisd.errors import USAGE, MinisdError
 from minisd.generate.album import Album
 from minisd.generate.dictionary import Dictionary
@@ -14,9 +16,7 @@ from minisd.generate.gallery import places, say_how_many
 from minisd.generate.options import BATCH, MODEL, Options
 from minisd.generate.request import Request
 from minisd.generate.source import opened
-from minisd.metadata import Drawn
 from minisd.store import embedded, find
-from minisd.wardrobe import wardrobe_of
 
 LARGEST_SHEET = 1 << 26                           # pixels
 

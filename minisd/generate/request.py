@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minisd.drawing import STANDARD
+from minisd.drawing.metadata import Drawn, read_drawn
+from minisd.drawing.plan import STANDARD
+from minisd.drawing.ranges import SEEDS, STEPS, in_range
+from minisd.drawing.tags import EMBEDDING, LORA, Kind, taken_out
 from minisd.errors import RESOURCE, USAGE, MinisdError
 from minisd.generate import drawings
 from minisd.generate.gallery import must_be_ours, preview_name
 from minisd.generate.options import BATCH, COUNT, DTYPES, SEED, Options, changed, chosen
 from minisd.generate.shelf import Shelf
-from minisd.metadata import Drawn, read_drawn
 from minisd.prompt import read
-from minisd.ranges import SEEDS, STEPS, in_range
 from minisd.samplers.recipes import sampler
 from minisd.shares import Share, share
-from minisd.tags import EMBEDDING, LORA, Kind, taken_out
 
 COUNTS, BATCHES = (1, 10_000), (1, 64)
 LARGEST_FILE = 1 << 24                            # bytes of a file of prompts

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from minisd import images
+from minisd.drawing.wardrobe import wardrobe_of
 from minisd.generate.album import Album
 from minisd.generate.dictionary import Dictionary
 from minisd.generate.drawings import Habits, drawing
@@ -16,7 +17,6 @@ from minisd.generate.grid import Plan
 from minisd.generate.source import opened
 from minisd.labels import table
 from minisd.store import find
-from minisd.wardrobe import wardrobe_of
 
 LARGEST = 1 << 26                                 # pixels of a sheet; pictures are made smaller to fit
 

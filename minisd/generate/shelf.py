@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from minisd.drawing.tags import EMBEDDING, LORA, Ask, Embedding, Kind, Lora, check_alone, check_name, read_ask
 from minisd.errors import MinisdError
-from minisd.tags import EMBEDDING, LORA, Ask, Embedding, Kind, Lora, check_alone, check_name, read_ask
 
 # What a name may leave out; "" is a folder of PEFT's.
 SUFFIXES = {LORA: (".safetensors", ".pt", ".ckpt", ""), EMBEDDING: (".safetensors", ".pt", ".bin")}

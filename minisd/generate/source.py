@@ -7,7 +7,7 @@ import torch
 
 from minisd.config import ModelConfig
 from minisd.devices import pick_device, pick_dtype
-from minisd.drawing import Defaults, Drawing
+from minisd.drawing.plan import Defaults, Drawing
 from minisd.fast.compiled import compile_unet
 from minisd.generate.gallery import Key
 from minisd.generate.options import Options

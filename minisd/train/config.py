@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from minisd.config import ModelConfig
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
 from minisd.errors import MinisdError
 from minisd.train.bounds import within
 from minisd.train.tuning import CustomDiffusionTask, DreamBoothTask, LoRATask, TextualInversionTask, Tuning

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minisd.drawing.walk import draw_latents
 from minisd.pipeline import StableDiffusion
 from minisd.train.cache import Cache, Tensors, maker_of
 from minisd.train.config import Preview
 from minisd.train.data import Batch, permutation
 from minisd.train.rows import Row
 from minisd.vae import Posterior
-from minisd.walk import draw_latents
 
 CERTAIN = -60.0                                   # log variance of latents that are known
 TOGETHER = 8                                      # captions drawn at once, in a third of the time

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from minisd import store
-from minisd.control import Shortcuts
+from minisd.drawing.control import Shortcuts
 from minisd.errors import MinisdError
 from minisd.evaluate.__main__ import main
 from minisd.evaluate.approximations import NETWORKS, Drawn, Row, draw, drawings_of, lines, row_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import MinisdError
 from minisd.evaluate.__main__ import main
 from minisd.evaluate.options import Options

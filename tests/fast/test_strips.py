@@ -23,8 +23,8 @@ def vae() -> VAE:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", [(8, 8), (5, 9), (1, 3)])
-@pytest.mark.parametrize("strip", [1, 200, 1 << 14])
-def test_the_same_picture(vae: VAE, dtype: torch.dtype, size: tuple[int, int], strip: int,
+@pytest.mark.parametrize(("strip", "widest"), [(1, 0), (200, 0), (200, 1 << 18), (1 << 14, 0), (1 << 14, 1 << 18)])
+def test_the_same_picture(vae: VAE, dtype: torch.dtype, size: tuple[int, int], strip: int, widest: int,
                           monkeypatch: pytest.MonkeyPatch) -> None:
     z = torch.randn(2, 4, *size, dtype=dtype)
     decoder = vae.to(dtype).decoder
@@ -32,6 +32,7 @@ def test_the_same_picture(vae: VAE, dtype: torch.dtype, size: tuple[int, int], s
         whole = decoder(z)
         monkeypatch.setattr(strips, "LARGE", 0)
         monkeypatch.setattr(strips, "STRIP", strip)
+        monkeypatch.setattr(strips, "WIDEST", widest)
         decoder.__class__ = StripDecoder
         found = decoder(z)
     assert found.shape == whole.shape and found.dtype == dtype

@@ -9,9 +9,9 @@ from comparison import difference, random_model
 from torch import Tensor
 
 from minisd import attach
-from minisd.conditions import shortened
 from minisd.config import TINY
-from minisd.control import Shortcuts
+from minisd.drawing.conditions import shortened
+from minisd.drawing.control import Shortcuts
 from minisd.fast import compiled
 from minisd.fast.compiled import compile_unet
 from minisd.fast.eightbit import eight_bit

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minisd import metadata
+from minisd.drawing import metadata
 from minisd.generate.__main__ import main
 from minisd.samplers.recipes import METHODS, SPACINGS, sampler
 

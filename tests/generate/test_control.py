@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisd import images, metadata, store
-from minisd.control import Fresh, Guide, Hires, Mask, Start
+from minisd import images, store
+from minisd.drawing import metadata
+from minisd.drawing.control import Fresh, Guide, Hires, Mask, Start
 from minisd.generate.__main__ import main
 
 RAMP = ("--cfg-ramp", "0,1", "--cfg-interval", "0.1,5", "--cfg-rescale", "0.5", "--dynamic-threshold", "0.99")

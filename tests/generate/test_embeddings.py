@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minisd import attach, metadata, store
+from minisd import attach, store
 from minisd.adapters import add_lora, remove_lora, taken
+from minisd.drawing import metadata
 from minisd.generate.__main__ import main
 from minisd.words import add_embedding
 from weights_convert.lora.write import write_adapter

@@ -8,7 +8,8 @@ import pytest
 import tiny_model
 from PIL import Image
 
-from minisd import images, labels, metadata, store
+from minisd import images, labels, store
+from minisd.drawing import metadata
 from minisd.generate import sheets
 from minisd.generate.__main__ import main
 from minisd.pipeline import StableDiffusion

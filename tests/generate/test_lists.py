@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minisd import images, metadata
-from minisd.drawing import Drawing
+from minisd import images
+from minisd.drawing import metadata
+from minisd.drawing.plan import Drawing
 from minisd.generate.__main__ import main
 from minisd.generate.gallery import Key, places
 from minisd.generate.source import device_of

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sd_parsers import ParserManager
 
-from minisd import attach, metadata, store
+from minisd import attach, store
 from minisd.adapters import parts, taken
+from minisd.drawing import metadata
+from minisd.drawing.tags import Lora, Strength
 from minisd.generate.__main__ import main
-from minisd.tags import Lora, Strength
 from weights_convert.lora.write import write_adapter
 
 Draw = Callable[..., int]

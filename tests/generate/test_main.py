@@ -12,8 +12,9 @@ import tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minisd import images, metadata, store
-from minisd.drawing import Drawing
+from minisd import images, store
+from minisd.drawing import metadata
+from minisd.drawing.plan import Drawing
 from minisd.generate import request
 from minisd.generate.__main__ import main
 from minisd.pipeline import StableDiffusion

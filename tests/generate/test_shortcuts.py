@@ -9,9 +9,10 @@ import pytest
 import tiny_model
 from PIL import Image, ImageDraw
 
-from minisd import images, metadata, store
-from minisd.control import EXACT, Guide, Hires, Mask, Shortcuts, Start
-from minisd.drawing import Drawing
+from minisd import images, store
+from minisd.drawing import metadata
+from minisd.drawing.control import EXACT, Guide, Hires, Mask, Shortcuts, Start
+from minisd.drawing.plan import Drawing
 from minisd.errors import MinisdError
 from minisd.pipeline import StableDiffusion
 

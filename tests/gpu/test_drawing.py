@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from precision import DTYPES
 
 from minisd import attach, store
-from minisd.control import Hires
+from minisd.drawing.control import Hires
 from minisd.evaluate.similarity import ssim
 from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion

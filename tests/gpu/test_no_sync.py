@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from watch import Watch
 
 from minisd import devices, store
-from minisd.canvas import canvas_of
-from minisd.control import Fresh, Guide, Mask, Shortcuts, Start
-from minisd.drawing import Drawing
+from minisd.drawing.canvas import canvas_of
+from minisd.drawing.control import Fresh, Guide, Mask, Shortcuts, Start
+from minisd.drawing.plan import Drawing
+from minisd.drawing.walk import draw_latents
 from minisd.images import album, fingerprint
 from minisd.pipeline import StableDiffusion
 from minisd.samplers import noise
 from minisd.samplers.recipes import NAMES, sampler
-from minisd.walk import draw_latents
 
 STEPS = 4
 SAMPLERS = [name for name in NAMES if not sampler(name).adaptive]

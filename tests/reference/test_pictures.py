@@ -9,17 +9,17 @@ from comparison import assert_close, random_model
 from PIL import Image, ImageDraw
 
 from minisd import images
-from minisd.canvas import canvas_of
 from minisd.clip import CLIPText
 from minisd.config import TINY_MODEL
-from minisd.control import Guide, Mask, Start
-from minisd.drawing import Drawing
+from minisd.drawing.canvas import canvas_of
+from minisd.drawing.control import Guide, Mask, Start
+from minisd.drawing.plan import Drawing
+from minisd.drawing.walk import draw_latents
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.guidance import thresholded
 from minisd.samplers.schedule import Level
 from minisd.unet import UNet
 from minisd.vae import VAE
-from minisd.walk import draw_latents
 
 pytestmark = pytest.mark.parity
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: pip install minisd[reference]")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig
 from minisd.devices import CPU, pick_dtype
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.images import grid
 from minisd.pipeline import StableDiffusion

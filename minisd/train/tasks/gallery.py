@@ -8,7 +8,7 @@ from PIL import Image
 
 from minisd import store
 from minisd.config import text_parts
-from minisd.drawing import STANDARD
+from minisd.drawing.plan import STANDARD
 from minisd.evaluate.sheet import sheet
 from minisd.files import put
 from minisd.images import GAP, grid

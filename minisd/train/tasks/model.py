@@ -10,7 +10,7 @@ from torch import nn
 from minisd import store
 from minisd.clip import CLIPText
 from minisd.config import ModelConfig, text_parts
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import USAGE, MinisdError
 from minisd.vae import VAE
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minisd import store
-from minisd.drawing import Defaults
+from minisd.drawing.plan import Defaults
 from minisd.errors import NUMERICAL, USAGE, MinisdError
 from minisd.train.tasks import model
 

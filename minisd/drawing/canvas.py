@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
+from minisd.drawing.ranges import SIDES
 from minisd.errors import USAGE, MinisdError
-from minisd.ranges import SIDES
 
 LANCZOS, BOX = Image.Resampling.LANCZOS, Image.Resampling.BOX
 Box = tuple[int, int, int, int]                   # left, top, right, bottom, as in Pillow

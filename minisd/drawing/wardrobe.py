@@ -10,10 +10,10 @@ from pathlib import Path
 from minisd import attach
 from minisd.adapters import fitting, parts, side_of, weigh
 from minisd.config import ModelConfig
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
+from minisd.drawing.tags import Embedding, Lora
 from minisd.pipeline import StableDiffusion
 from minisd.store import blank
-from minisd.tags import Embedding, Lora
 from minisd.words import Lesson, forget, lessons_in, must_differ, teach
 from weights_convert.lora.adapter import Adapter
 

@@ -4,12 +4,25 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from minisd.control import EXACT, PLAIN, STILL, Fresh, Guide, Hires, Mask, Shortcuts, Start, Walk, larger, skipped
+from minisd.drawing.control import (
+    EXACT,
+    PLAIN,
+    STILL,
+    Fresh,
+    Guide,
+    Hires,
+    Mask,
+    Shortcuts,
+    Start,
+    Walk,
+    larger,
+    skipped,
+)
+from minisd.drawing.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
+from minisd.drawing.tags import EMBEDDING, Embedding, Lora, check_alone
 from minisd.errors import USAGE, MinisdError
-from minisd.ranges import GUIDANCE, SEEDS, STEPS, check_side, in_range
 from minisd.samplers.churn import Churn
 from minisd.samplers.recipes import Recipe, sampler
-from minisd.tags import EMBEDDING, Embedding, Lora, check_alone
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from minisd import store
 from minisd.config import VAEConfig
+from minisd.drawing.preview import SD1, factors_of, fitted, preview, previews
 from minisd.images import to_tensor
 from minisd.pipeline import StableDiffusion
-from minisd.preview import SD1, factors_of, fitted, preview, previews
 from minisd.samplers.loop import Interval
 from minisd.vae import VAE, Posterior
 

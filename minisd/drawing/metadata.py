@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minisd import schema
-from minisd.control import EXACT, Fresh, Guide, Shortcuts
-from minisd.drawing import Drawing
+from minisd.drawing.control import EXACT, Fresh, Guide, Shortcuts
+from minisd.drawing.plan import Drawing
+from minisd.drawing.tags import Lora
 from minisd.errors import BAD_FILE, MinisdError
-from minisd.tags import Lora
 
 CHUNK = "minisd"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from minisd import images
-from minisd.canvas import canvas_of, drawable, feathered, region
-from minisd.control import Mask, Start
-from minisd.drawing import Drawing
+from minisd.drawing.canvas import canvas_of, drawable, feathered, region
+from minisd.drawing.control import Mask, Start
+from minisd.drawing.plan import Drawing
 from minisd.errors import USAGE, MinisdError
 
 RNG = np.random.default_rng(0)

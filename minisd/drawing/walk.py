@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minisd.canvas import LANCZOS, Canvas
-from minisd.conditions import denoiser_of, extra_channels
-from minisd.control import Walk
-from minisd.drawing import Drawing
+from minisd.drawing.canvas import LANCZOS, Canvas
+from minisd.drawing.conditions import denoiser_of, extra_channels
+from minisd.drawing.control import Walk
+from minisd.drawing.plan import Drawing
 from minisd.errors import USAGE, MinisdError
 from minisd.fast.beside import keeping
 from minisd.images import to_images, to_tensor

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd import store
-from minisd.control import Hires
+from minisd.drawing.control import Hires
 from minisd.pipeline import StableDiffusion
 
 LONG = " ".join(["apple pear plum"] * 10)         # more than one window of this model

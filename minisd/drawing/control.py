@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from minisd.drawing.ranges import SIDES, STEPS, check_sha256, in_range
 from minisd.errors import USAGE, MinisdError
-from minisd.ranges import SIDES, STEPS, check_sha256, in_range
 
 SIGMAS = (0.0, 1e6)
 MERGED = (0.0, 0.75)                              # of every four tokens one stays

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.config import VAEConfig
+from minisd.drawing.walk import OnStep
 from minisd.images import to_images
 from minisd.samplers.loop import Interval
 from minisd.vae import VAE
-from minisd.walk import OnStep
 
 # Red, green and blue of each latent of SD1.x, by "keturn" in "Decoding latents to RGB without upscaling" (forum of
 # Hugging Face, November 2022), which is also A1111's "Approx cheap". A grey latent of 0 is the constant.

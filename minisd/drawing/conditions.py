@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minisd.control import Guide, Shortcuts
-from minisd.drawing import Drawing
+from minisd.drawing.control import Guide, Shortcuts
+from minisd.drawing.plan import Drawing
 from minisd.fast.merging import Merging
 from minisd.fast.reuse import Reusing
 from minisd.models import Models

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minisd.control import Fresh, Guide, Hires, Mask, Start, larger, skipped
+from minisd.drawing.control import Fresh, Guide, Hires, Mask, Start, larger, skipped
 from minisd.errors import USAGE, MinisdError
 
 SHA = "0123456789abcdef" * 4

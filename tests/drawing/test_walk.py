@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from minisd import images, metadata, schema, store
-from minisd.control import Fresh, Guide, Hires, Mask, Start
+from minisd import images, schema, store
+from minisd.drawing import metadata
+from minisd.drawing.control import Fresh, Guide, Hires, Mask, Start
+from minisd.drawing.walk import latent_mask
 from minisd.errors import USAGE, MinisdError
 from minisd.pipeline import StableDiffusion
 from minisd.samplers.loop import Interval
-from minisd.walk import latent_mask
 
 SAMPLERS = ["dpm++2m karras", "euler a", "pndm", "ddim", "dpm++2m sde", "dpm++3m"]
 PICTURE = Image.effect_mandelbrot((72, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")

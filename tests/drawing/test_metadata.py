@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minisd import images, metadata
-from minisd.control import Fresh, Guide, Hires, Mask, Start
-from minisd.drawing import Drawing
+from minisd import images
+from minisd.drawing import metadata
+from minisd.drawing.control import Fresh, Guide, Hires, Mask, Start
+from minisd.drawing.plan import Drawing
 from minisd.errors import BAD_FILE, MinisdError
 
 DRAWN = metadata.Drawn(Drawing("a red apple", "blurry", 20, 7.5, "dpm++2m karras", 42, 512, 640),

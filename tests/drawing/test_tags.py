@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from minisd.drawing import Drawing
+from minisd.drawing.plan import Drawing
+from minisd.drawing.tags import Ask, Lora, Strength, read_ask, taken_out
 from minisd.errors import MinisdError
-from minisd.tags import Ask, Lora, Strength, read_ask, taken_out
 
 ASKS = {
     "style": Strength(),

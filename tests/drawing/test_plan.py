@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from minisd.control import Fresh, Hires, Mask, Start
-from minisd.drawing import Drawing
+from minisd.drawing.control import Fresh, Hires, Mask, Start
+from minisd.drawing.plan import Drawing
+from minisd.drawing.ranges import SEEDS
 from minisd.errors import USAGE, MinisdError
-from minisd.ranges import SEEDS
 
 GOOD = Drawing("a red apple", "", 20, 7.5, "dpm++2m karras", 0, 512, 512)
 REFUSED = [

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from minisd.drawing.ranges import check_sha256, in_range
 from minisd.errors import USAGE, MinisdError
-from minisd.ranges import check_sha256, in_range
 
 STRENGTHS = (-100.0, 100.0)
 TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")     # A1111 knows LyCORIS files by either word
