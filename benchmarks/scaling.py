@@ -28,6 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(HERE.parent))
 
 from minisd import attach, store
+from minisd.fast.beside import keeping
 from minisd.samplers.denoiser import Conditioning, denoiser
 from minisd.samplers.guidance import guided
 from minisd.samplers.loop import sample
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace, weights: Path, path: Path) -> None:
         return
     subject = Subject("emoji" if options.axis == "steps" else str(weights / OURS), options, meter)
     for job, x in todo:
-        with torch.inference_mode():
+        with torch.inference_mode(), keeping():       # as in the middle of a picture
             run = subject.job(options.axis, job, x)
             run()
             held, seconds = meter.begin(), [meter.seconds(run)]

@@ -48,6 +48,17 @@ def test_the_same_picture_in_every_size(dtype: torch.dtype, tolerance: float, si
     assert ((found.double() - exact).square().mean().sqrt() / exact.std()) < tolerance
 
 
+@pytest.mark.parametrize(("stages", "phased"), [(2, [True]), (3, [True, True]), (4, [False, True, True])])
+def test_of_three_doublings_the_smallest_is_not_worth_its_memory(stages: int, phased: list[bool]) -> None:
+    cfg = replace(CFG, widths=(32,) * stages, depths=(0,) * stages)
+    exact, unet = (random_model(UNet, cfg, 0).requires_grad_(False) for _ in range(2))
+    quicken(unet)
+    assert [type(stage.upsample) is DoublingConv2d for stage in unet.up[:-1]] == phased
+    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([3.0]), torch.randn(1, 5, cfg.context_dim)
+    with torch.inference_mode():
+        assert difference(unet(x, t, context), exact(x, t, context)).relative < ROUNDING
+
+
 def test_what_is_left_to_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     made, x = quicken(stage()), torch.randn(1, 64, 5, 4)
     monkeypatch.setattr(DoublingConv2d, "doubled", None)          # would fail if it were called
