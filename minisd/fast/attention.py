@@ -61,7 +61,8 @@ one_operator.register_fake(lambda q, k, v, heads: torch.empty_like(q))
 def attend(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """One head's answer written into y: [n, d], [m, d], [m, d], [n, d]."""
     rows, d = at_once(len(q), len(k)), v.shape[1]
-    queries, keys = exponents(q, k, tops(q, k, rows), rows)
+    wide = scaled(q)
+    queries, keys = exponents(wide, k, tops(wide, k, rows), rows)
     values = packed(torch.cat([v, v.new_ones(len(v), SUMS)], dim=1).t(), rows)
     for part, out in zip(queries.split(rows), y.split(rows), strict=True):
         sums = product(keys(part).exp2_(), values)                   # [rows, d + SUMS]
@@ -87,11 +88,11 @@ class Across:
         return torch.mm(part, self.matrix, out=self.room[:len(part)])
 
 
-def exponents(q: Tensor, k: Tensor, tops: Tensor, rows: int) -> tuple[Tensor, Across]:
+def exponents(wide: Tensor, k: Tensor, tops: Tensor, rows: int) -> tuple[Tensor, Across]:
     """Queries, and what makes the scores less `tops` [n, 1] of them, so many at a time; 2 to the power of those are the
-    weights: [n, d], [m, d] -> [n, d']."""
-    more = summands(-tops, q.dtype)
-    queries = torch.cat([scaled(q).to(q.dtype), *more], dim=1)
+    weights: scaled queries [n, d], [m, d] -> [n, d'], in the keys' dtype."""
+    more = summands(-tops, k.dtype)
+    queries = torch.cat([wide.to(k.dtype), *more], dim=1)
     return queries, Across(torch.cat([k, k.new_ones(len(k), len(more))], dim=1), rows)
 
 
@@ -106,12 +107,11 @@ def scaled(q: Tensor) -> Tensor:
     return q.float() * (q.shape[1] ** -0.5 / math.log(2))
 
 
-def tops(q: Tensor, k: Tensor, rows: int) -> Tensor:
-    """About the largest score of each query: [n, d], [m, d] -> [n, 1], in float32.
+def tops(wide: Tensor, k: Tensor, rows: int) -> Tensor:
+    """About the largest score of each of the scaled queries: [n, d], [m, d] -> [n, 1], in float32.
 
     It is the largest of some keys; where powers might overflow by the others, of all.
     """
-    wide = scaled(q)
     some = k[::max(len(k) // SEEN, 1)].float().contiguous()          # with gaps oneDNN is a hundred times as slow
     found = product(wide, some).amax(dim=1, keepdim=True)
     if longest(wide) * longest(k) - found.amin() > SAFE:

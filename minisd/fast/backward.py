@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minisd.fast.attention import LARGE, Across, at_once, exponents, summands, tops
+from minisd.fast.attention import LARGE, Across, at_once, exponents, scaled, summands, tops
 from minisd.fast.onednn import computes, packed, product, trained_in
 from minisd.layers import Attention
 
@@ -72,8 +72,9 @@ def answer(head: Head, y: Tensor, kept: Tensor) -> None:
     largest score, and the sum of its weights beside that one's."""
     q, k, v = head
     rows = at_once(len(q), len(k))
-    kept[:, :1] = tops(q, k, rows)
-    queries, keys = exponents(q, k, kept[:, :1], rows)
+    wide = scaled(q)
+    kept[:, :1] = tops(wide, k, rows)
+    queries, keys = exponents(wide, k, kept[:, :1], rows)
     values = packed(v.t(), rows)
     for part, out, sums in zip(queries.split(rows), y.split(rows), kept[:, 1:].split(rows), strict=True):
         weights = keys(part).exp2_()              # [rows, m]
@@ -89,7 +90,7 @@ def go_back(head: Head, y: Tensor, grad: Tensor, kept: Tensor, found: Head) -> N
     """
     q, k, v = head
     rows, scale = at_once(len(q), len(k)), q.shape[1] ** -0.5
-    queries, keys = exponents(q, k, kept[:, :1], rows)
+    queries, keys = exponents(scaled(q), k, kept[:, :1], rows)
     grads = (grad.float() * (scale / kept[:, 1:])).to(q.dtype)
     less = summands(-(grads.float() * y.float()).sum(dim=1, keepdim=True), q.dtype)
     wide = torch.cat([grads, *less], dim=1)

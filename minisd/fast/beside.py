@@ -87,8 +87,10 @@ def answered(x: Tensor, weight: Tensor, bias: Tensor | None, sides: nn.ModuleDic
 def kept(weight: Tensor, sides: nn.ModuleDict) -> Sum:
     """`summed`, of this walk or anew."""
     sums = None if torch.compiler.is_compiling() else SUMS.get()
-    tensors = [] if sums is None else [weight, *chain(sides.parameters(), sides.buffers())]
-    if sums is None or any(map(torch.is_inference, tensors)):       # of whose changes nothing is known
+    if sums is None:
+        return summed(weight, sides)
+    tensors = [weight, *chain(sides.parameters(), sides.buffers())]
+    if any(map(torch.is_inference, tensors)):     # of whose changes nothing is known
         return summed(weight, sides)
     state = [(id(one), one._version, one.data_ptr()) for one in tensors]
     if (found := sums.get(sides)) is None or found.state != state:

@@ -42,8 +42,10 @@ class DoublingConv2d(PackedConv2d):
 
 
 def doubled_in(model: nn.Module) -> list[nn.Module]:
-    """The convolutions of what a UNet has doubled; of three or more not the first, whose pictures are so small that the
-    phases' weights, as many as another's, win half a hundredth of a step."""
+    """The convolutions of what a UNet has doubled, but of three or more the first.
+
+    Its pictures are so small that phases, whose weights are as many as another's, win hardly anything.
+    """
     stages = (cast(Stage, module) for module in model.modules() if type(module) in (Stage, DoublingStage))
     found: list[nn.Module] = [stage.upsample for stage in stages if stage.upsample is not None]
     return found[1:] if len(found) > 2 else found

@@ -28,16 +28,20 @@ class StripDecoder(Decoder):
     """
 
     def forward(self, z: Tensor) -> Tensor:  # [b, latent_channels, h/8, w/8] -> [b, 3, h, w]
-        pixels = z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
+        pixels = self._pixels(z)
         if pixels * len(z) <= LARGE or torch.compiler.is_compiling() or not inferring():
             return super().forward(z)
         if pixels <= LARGE:
             return torch.cat([super(StripDecoder, self).forward(some) for some in z.split(LARGE // pixels)])
         return torch.cat([self._decode_one(one) for one in z.split(1)])
 
+    def _pixels(self, z: Tensor) -> int:
+        """Of each picture."""
+        return z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
+
     def _decode_one(self, z: Tensor) -> Tensor:
         """A large picture."""
-        pixels = z.shape[2] * z.shape[3] << 2 * (len(self.up) - 1)
+        pixels = self._pixels(z)
         rows = of(self.mid(self.conv_in(self.latents(z))))
         for stage in cast(Iterable[Stage], self.up):
             heap.trim()                           # what smaller pictures have left, here and in the UNet
